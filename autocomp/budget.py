@@ -1,0 +1,93 @@
+"""Budgets: how many bytes, how many milliseconds, how much accuracy may be lost."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from autocomp.errors import UserError
+
+_BYTES = {
+    "": 1, "b": 1, "byte": 1, "bytes": 1,
+    "kb": 1000, "k": 1000, "mb": 1000**2, "m": 1000**2, "gb": 1000**3, "g": 1000**3,
+    "kib": 1024, "mib": 1024**2, "gib": 1024**3,
+}  # fmt: skip
+_MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "": 1.0, "s": 1000.0}
+_QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-zµ%]*)\s*", re.IGNORECASE)
+
+
+def _parse(text: str, units: dict[str, float], what: str, examples: str) -> float:
+    match = _QUANTITY.fullmatch(text)
+    if match is None or match[2].lower() not in units:
+        raise UserError(f"{what}: expected a number with a unit such as {examples}, got {text!r}")
+    value = float(match[1]) * units[match[2].lower()]
+    if not math.isfinite(value) or value <= 0:
+        raise UserError(f"{what}: must be greater than 0, got {text!r}; try {examples}")
+    return value
+
+
+def parse_bytes(text: str) -> int:
+    """`4MB` is 4,000,000 bytes, `4MiB` is 4,194,304. A fraction of a byte is rounded down."""
+    value = _parse(text, _BYTES, "--budget", "4MB, 500kB or 4MiB")
+    if value < 1:
+        raise UserError(f"--budget: must be at least 1 byte, got {text!r}; try 4MB")
+    return int(value)
+
+
+def parse_milliseconds(text: str) -> float:
+    """`2ms`, `500us`, `0.01s`; a bare number is milliseconds."""
+    return _parse(text, _MILLISECONDS, "--max-latency", "2ms or 500us")
+
+
+def parse_accuracy_drop(text: str) -> float:
+    """Percentage points, as a fraction: `0.5` and `0.5%` are 0.005. Zero is allowed."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None or match[2] not in ("", "%"):
+        raise UserError(f"--max-accuracy-drop: expected percentage points such as 0.5, got {text!r}")
+    value = float(match[1]) / 100
+    if not 0 <= value <= 1:
+        raise UserError(f"--max-accuracy-drop: must be between 0 and 100 percentage points, got {text!r}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Upper bounds; None means unbounded.
+
+    size_bytes: bytes of the file on disk, everything counted.
+    latency_ms: milliseconds by the profile's table, one inference at batch size 1.
+    accuracy_drop: largest loss against the float network on the validation split, as a fraction.
+    """
+
+    size_bytes: int | None = None
+    latency_ms: float | None = None
+    accuracy_drop: float | None = None
+
+    def excess(self, size_bytes: float, latency_ms: float) -> float:
+        """How far the worse of size and latency is over its bound, relative to the bound; ≤ 0 fits."""
+        over = -1.0
+        if self.size_bytes is not None:
+            over = max(over, size_bytes / self.size_bytes - 1)
+        if self.latency_ms is not None:
+            over = max(over, latency_ms / self.latency_ms - 1)
+        return over
+
+    def admits(self, size_bytes: float, latency_ms: float) -> bool:
+        return self.excess(size_bytes, latency_ms) <= 0
+
+    def binding(self, size_bytes: float, latency_ms: float) -> str:
+        """Name of the constraint that a candidate of this cost breaks most: "size", "latency" or ""."""
+        size = size_bytes / self.size_bytes if self.size_bytes is not None else 0.0
+        latency = latency_ms / self.latency_ms if self.latency_ms is not None else 0.0
+        if max(size, latency) <= 1:
+            return ""
+        return "size" if size >= latency else "latency"
+
+    def __str__(self) -> str:
+        parts = []
+        if self.size_bytes is not None:
+            parts.append(f"{self.size_bytes:,} bytes")
+        if self.latency_ms is not None:
+            parts.append(f"{self.latency_ms:g} ms")
+        if self.accuracy_drop is not None:
+            parts.append(f"{self.accuracy_drop * 100:g} points of accuracy lost")
+        return " and ".join(parts) if parts else "no bound"

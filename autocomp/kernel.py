@@ -1,0 +1,75 @@
+"""Kernels: what a runtime executes as one call, and the key under which a latency table files it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["fp32", "int8"]
+
+#: Operators that a table may hold. "conv" has groups 1 or a true grouped convolution; "depthwise" has one filter
+#: per channel; "linear" is a fully-connected layer applied to `height * width` positions.
+OPS = (
+    "conv", "depthwise", "linear", "add", "mul", "concat", "max_pool", "avg_pool", "global_avg_pool",
+    "activation", "quantize", "dequantize",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Kernel:
+    """One fused kernel (convolution + bias + activation count as one), batch size 1.
+
+    height, width: spatial size of the input; a 1-D signal has height 1, a vector 1×1.
+    kernel_h, kernel_w, stride: 1 for what has no window. Padding is "same" (kernel // 2).
+    in_channels: channels of the input; of the sum of all inputs for "concat"; of one input for "add", "mul".
+    """
+
+    op: str
+    precision: Precision
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    kernel_h: int = 1
+    kernel_w: int = 1
+    stride: int = 1
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.op not in OPS:
+            raise ValueError(f"kernel op must be one of {OPS}, got {self.op!r}")
+
+    @property
+    def out_height(self) -> int:
+        return -(-self.height // self.stride)
+
+    @property
+    def out_width(self) -> int:
+        return -(-self.width // self.stride)
+
+    @property
+    def weight_count(self) -> int:
+        """Number of weights; 0 for kernels without any."""
+        if self.op not in ("conv", "depthwise", "linear"):
+            return 0
+        return self.out_channels * (self.in_channels // self.groups) * self.kernel_h * self.kernel_w
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference."""
+        return self.weight_count * self.out_height * self.out_width
+
+    @property
+    def in_elements(self) -> int:
+        return self.in_channels * self.height * self.width * (2 if self.op in ("add", "mul") else 1)
+
+    @property
+    def out_elements(self) -> int:
+        if self.op == "global_avg_pool":
+            return self.out_channels
+        return self.out_channels * self.out_height * self.out_width
+
+    def __str__(self) -> str:
+        window = f" {self.kernel_h}x{self.kernel_w}" if self.kernel_h * self.kernel_w > 1 else ""
+        stride = f" s{self.stride}" if self.stride > 1 else ""
+        groups = f" g{self.groups}" if self.groups > 1 and self.op != "depthwise" else ""
+        size = f" @{self.height}x{self.width}" if self.height * self.width > 1 else ""
+        return f"{self.op}{window} {self.in_channels}→{self.out_channels}{stride}{groups}{size} {self.precision}"

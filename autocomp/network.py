@@ -1,0 +1,209 @@
+"""A network as the search sees it: layers, coupled channel groups, fused kernels. No torch here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from autocomp.kernel import Kernel, Precision
+from autocomp.policy import Policy
+
+NETWORK_INPUT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """The channel axis of a tensor: the channel groups concatenated along it.
+
+    parts: (group name, channels of that group) in order; the name is None for channels that nothing can prune.
+    repeat: elements that stand for one channel, more than 1 after a flatten of spatial positions.
+    """
+
+    parts: tuple[tuple[str | None, int], ...]
+    repeat: int = 1
+
+    def count(self, policy: Policy | None = None) -> int:
+        """Elements along the axis under `policy` (unpruned where it is None)."""
+        kept = policy.channels if policy is not None else {}
+        return self.repeat * sum(kept.get(group, size) if group is not None else size for group, size in self.parts)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(group for group, _ in self.parts if group is not None))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """A layer that can be quantized: a convolution or a linear layer.
+
+    weight_shape: (out, in / groups, *window), unpruned.
+    positions: output positions that share the weights (out_height * out_width; tokens for a linear layer).
+    depthwise: one filter per channel; input and output are then the same channel group.
+    """
+
+    name: str
+    op: str
+    weight_shape: tuple[int, ...]
+    in_channels: Channels
+    out_channels: Channels
+    positions: int
+    groups: int = 1
+    depthwise: bool = False
+    bias: bool = True
+
+    def shape(self, policy: Policy | None = None) -> tuple[int, ...]:
+        """Shape of the weight under `policy`."""
+        if policy is None:
+            return self.weight_shape
+        if self.depthwise:
+            return (self.out_channels.count(policy), *self.weight_shape[1:])
+        if self.groups > 1:
+            return self.weight_shape
+        return (self.out_channels.count(policy), self.in_channels.count(policy), *self.weight_shape[2:])
+
+    def weights(self, policy: Policy | None = None) -> int:
+        """Number of weights under `policy`, zeros of unstructured sparsity included."""
+        product = 1
+        for size in self.shape(policy):
+            product *= size
+        return product
+
+    def macs(self, policy: Policy | None = None) -> int:
+        """Multiply-accumulates of one inference. Unstructured sparsity does not lower it: no kernel skips zeros."""
+        return self.weights(policy) * self.positions
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGroup:
+    """Channels that must be kept or dropped together, wherever they are produced or read.
+
+    producers: layers whose output channels belong to the group. reason: why it cannot be pruned; "" if it can.
+    """
+
+    name: str
+    channels: int
+    producers: tuple[str, ...]
+    reason: str = ""
+
+    @property
+    def prunable(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class KernelNode:
+    """A fused kernel in the graph.
+
+    inputs: indices of the kernels that produce its inputs, NETWORK_INPUT for the network's own input.
+    layer: the layer it executes, or None.
+    int8: whether the runtime has an integer kernel for it when its inputs are int8 (layers: when the policy says so).
+    free: no work of its own (reshape, flatten): it only passes its input's precision on.
+    output: its result is the network's output, which stays float.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[int, ...]
+    in_channels: Channels
+    out_channels: Channels
+    height: int = 1
+    width: int = 1
+    kernel_h: int = 1
+    kernel_w: int = 1
+    stride: int = 1
+    groups: int = 1
+    layer: str | None = None
+    int8: bool = False
+    free: bool = False
+    output: bool = False
+    out_elements_per_channel: int = 1
+
+    def kernel(self, precision: Precision, policy: Policy | None = None) -> Kernel:
+        """The table key of this kernel under `policy`."""
+        out = self.out_channels.count(policy)
+        groups = out if self.op == "depthwise" else self.groups
+        return Kernel(
+            self.op, precision, self.in_channels.count(policy), out, self.height, self.width,
+            self.kernel_h, self.kernel_w, self.stride, groups,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LeftAlone:
+    """Something that is not traced, quantized or pruned. what: "quantize", "prune" or "trace"."""
+
+    name: str
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A traced network.
+
+    input_shape: one example without the batch axis. kernels: in topological order.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    layers: tuple[LayerSpec, ...]
+    groups: tuple[ChannelGroup, ...]
+    kernels: tuple[KernelNode, ...]
+    left_alone: tuple[LeftAlone, ...] = ()
+    layer_by_name: Mapping[str, LayerSpec] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        names = [layer.name for layer in self.layers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"layer names are not unique: {names}")
+        object.__setattr__(self, "layer_by_name", {layer.name: layer for layer in self.layers})
+
+    @cached_property
+    def group_by_name(self) -> dict[str, ChannelGroup]:
+        return {group.name: group for group in self.groups}
+
+    def weights(self, policy: Policy | None = None) -> int:
+        return sum(layer.weights(policy) for layer in self.layers)
+
+    def macs(self, policy: Policy | None = None) -> int:
+        return sum(layer.macs(policy) for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How the runtime will execute a network: a precision per kernel, and the conversions between them.
+
+    precisions: one per kernel of the network. conversions: (kernel index whose output is converted, or
+    NETWORK_INPUT; "quantize" or "dequantize").
+    """
+
+    precisions: tuple[Precision, ...]
+    conversions: tuple[tuple[int, str], ...]
+
+
+def plan_execution(network: NetworkSpec, policy: Policy) -> Execution:
+    """Precision of each kernel under `policy`, by the rule that the ONNX writer follows.
+
+    A layer runs as int8 if the policy says so. Anything else runs as int8 if it has an integer kernel and all its
+    inputs are int8. A float tensor is quantized once for all its int8 readers, an int8 tensor dequantized once for
+    all its float readers.
+    """
+    precisions: list[Precision] = []
+    stored: dict[int, Precision] = {NETWORK_INPUT: "fp32"}
+    conversions: list[tuple[int, str]] = []
+    seen: set[tuple[int, str]] = set()
+    for index, node in enumerate(network.kernels):
+        if node.layer is not None:
+            precision: Precision = "int8" if policy.layer(node.layer).activation == "int8" else "fp32"
+        elif (node.int8 or node.free) and all(stored[source] == "int8" for source in node.inputs):
+            precision = "int8"
+        else:
+            precision = "fp32"
+        precisions.append(precision)
+        stored[index] = "fp32" if node.output else precision
+        for source in node.inputs:
+            if stored[source] != precision:
+                step = (source, "quantize" if precision == "int8" else "dequantize")
+                if step not in seen:
+                    seen.add(step)
+                    conversions.append(step)
+    return Execution(tuple(precisions), tuple(conversions))

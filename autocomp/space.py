@@ -1,0 +1,207 @@
+"""The legal choices of a search, as genes: a candidate is one choice index per gene."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocomp.errors import UserError
+from autocomp.network import LayerSpec, NetworkSpec
+from autocomp.policy import FLOAT, Activation, LayerPolicy, Policy
+
+GeneKind = Literal["channels", "quant", "sparsity"]
+Genes = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Gene:
+    """One decision: channels a group keeps, precision of a layer, or sparsity of a layer.
+
+    target: the group or layer it decides about. choices: legal values from the most to the least compressed, so
+    that index 0 is the cheapest and the last is the original: ints for "channels", LayerPolicy for "quant",
+    floats for "sparsity".
+    """
+
+    kind: GeneKind
+    target: str
+    choices: tuple[int | float | LayerPolicy, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}:{self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceOptions:
+    """What a space file offers before the profile removes what the device cannot execute.
+
+    keep_ratios: fractions of a group's channels; kept counts are rounded to a multiple of `channel_multiple`.
+    """
+
+    weight_bits: tuple[int | None, ...] = (2, 3, 4, 5, 6, 8, None)
+    activations: tuple[Activation, ...] = ("int8", "float")
+    keep_ratios: tuple[float, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+    sparsities: tuple[float, ...] = (0.0, 0.5, 0.75, 0.9)
+    channel_multiple: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.weight_bits or not self.activations:
+            raise UserError("a search space needs at least one entry in weight_bits and in activations")
+        if any(not 0 < ratio <= 1 for ratio in self.keep_ratios):
+            raise UserError(f"keep_ratios must lie in (0, 1], got {self.keep_ratios}")
+        if self.channel_multiple < 1:
+            raise UserError(f"channel_multiple must be at least 1, got {self.channel_multiple}")
+
+
+#: Says why a device cannot execute a layer under a decision; None if it can.
+Veto = Callable[[LayerSpec, LayerPolicy], str | None]
+
+
+def kept_channels(channels: int, ratio: float, multiple: int) -> int:
+    """`ratio` of `channels`, rounded to a multiple (at least one multiple, at most all channels)."""
+    if ratio >= 1:
+        return channels
+    return min(channels, max(min(multiple, channels), round(channels * ratio / multiple) * multiple))
+
+
+class SearchSpace:
+    """Genes with their legal choices for one network on one device.
+
+    `size` counts candidates as a Python int. Genes with one choice are kept out of the vector but still decoded.
+    """
+
+    def __init__(self, network: NetworkSpec, genes: Sequence[Gene], removed: Sequence[tuple[str, str]] = ()) -> None:
+        self.network = network
+        self.fixed = tuple(gene for gene in genes if len(gene.choices) == 1)
+        self.genes = tuple(gene for gene in genes if len(gene.choices) > 1)
+        self.removed = tuple(removed)
+        if any(not gene.choices for gene in genes):
+            raise ValueError("a gene without a legal choice")
+
+    @classmethod
+    def build(cls, network: NetworkSpec, options: SpaceOptions, veto: Veto = lambda layer, policy: None) -> "SearchSpace":
+        """All that `options` offers and `veto` allows; `removed` lists (layer: choice, reason) of what it does not."""
+        genes: list[Gene] = []
+        removed: list[tuple[str, str]] = []
+        for group in network.groups:
+            if group.prunable:
+                counts = {kept_channels(group.channels, r, options.channel_multiple) for r in options.keep_ratios}
+                genes.append(Gene("channels", group.name, tuple(sorted(counts | {group.channels}))))
+        for layer in network.layers:
+            legal: list[LayerPolicy] = []
+            for bits in sorted(options.weight_bits, key=lambda b: 32 if b is None else b):
+                for activation in sorted(options.activations, reverse=True):  # int8 before float: cheapest first
+                    if bits is None and activation == "int8":
+                        continue
+                    decision = LayerPolicy(bits, activation)
+                    reason = veto(layer, decision)
+                    if reason is None:
+                        legal.append(decision)
+                    else:
+                        removed.append((f"{layer.name}: {decision}", reason))
+            genes.append(Gene("quant", layer.name, tuple(legal or [FLOAT])))
+            sparsities = tuple(sorted({*options.sparsities, 0.0}, reverse=True))
+            genes.append(Gene("sparsity", layer.name, sparsities))
+        return cls(network, genes, removed)
+
+    def __len__(self) -> int:
+        return len(self.genes)
+
+    @cached_property
+    def cardinalities(self) -> Genes:
+        """Number of choices of each gene, shape (len(self),)."""
+        return np.array([len(gene.choices) for gene in self.genes], dtype=np.int64)
+
+    @property
+    def size(self) -> int:
+        """Number of candidates."""
+        product = 1
+        for gene in self.genes:
+            product *= len(gene.choices)
+        return product
+
+    def check(self, genes: Sequence[int] | Genes) -> Genes:
+        """`genes` as an int array; ValueError if its length or an index is not legal."""
+        vector = np.asarray(genes, dtype=np.int64)
+        if vector.shape != (len(self),):
+            raise ValueError(f"expected {len(self)} genes, got shape {vector.shape}")
+        bad = np.flatnonzero((vector < 0) | (vector >= self.cardinalities))
+        if len(bad):
+            gene = self.genes[bad[0]]
+            raise ValueError(f"gene {gene.name} has {len(gene.choices)} choices, got index {vector[bad[0]]}")
+        return vector
+
+    def decode(self, genes: Sequence[int] | Genes) -> Policy:
+        """The policy that a gene vector stands for."""
+        vector = self.check(genes)
+        chosen = [(gene, gene.choices[0]) for gene in self.fixed]
+        chosen += [(gene, gene.choices[index]) for gene, index in zip(self.genes, vector, strict=True)]
+        quant: dict[str, LayerPolicy] = {}
+        sparsity: dict[str, float] = {}
+        channels: dict[str, int] = {}
+        for gene, value in chosen:
+            if isinstance(value, LayerPolicy):
+                quant[gene.target] = value
+            elif gene.kind == "channels":
+                channels[gene.target] = int(value)
+            else:
+                sparsity[gene.target] = float(value)
+        layers = {
+            layer.name: LayerPolicy(
+                quant[layer.name].weight_bits, quant[layer.name].activation, sparsity.get(layer.name, 0.0)
+            )
+            for layer in self.network.layers
+            if layer.name in quant
+        }
+        return Policy(layers, channels)
+
+    def encode(self, policy: Policy) -> Genes:
+        """The gene vector of `policy`. UserError naming the layer or group whose choice the space does not offer."""
+        vector = np.zeros(len(self), dtype=np.int64)
+        for index, gene in enumerate(self.genes):
+            wanted: int | float | LayerPolicy
+            if gene.kind == "channels":
+                wanted = policy.channels.get(gene.target, self.network.group_by_name[gene.target].channels)
+            elif gene.kind == "quant":
+                layer = policy.layer(gene.target)
+                wanted = LayerPolicy(layer.weight_bits, layer.activation)
+            else:
+                wanted = policy.layer(gene.target).sparsity
+            if wanted not in gene.choices:
+                offered = ", ".join(str(choice) for choice in gene.choices)
+                raise UserError(f"{gene.name}: {wanted} is not offered on this device; offered: {offered}")
+            vector[index] = gene.choices.index(wanted)
+        return vector
+
+    @property
+    def largest(self) -> Genes:
+        """The least compressed candidate."""
+        return self.cardinalities - 1
+
+    @property
+    def smallest(self) -> Genes:
+        """The most compressed candidate."""
+        return np.zeros(len(self), dtype=np.int64)
+
+    def uniform(self, quant: LayerPolicy, keep: float = 1.0, sparsity: float = 0.0) -> Genes:
+        """The candidate nearest to one setting for all layers.
+
+        Each gene takes the choice nearest to the wish: a layer that cannot run as int8 falls back to the offered
+        decision with the same activation kind or, failing that, the nearest number of bits.
+        """
+
+        def distance(gene: Gene, choice: int | float | LayerPolicy) -> float:
+            if isinstance(choice, LayerPolicy):
+                bits = 32 if choice.weight_bits is None else choice.weight_bits
+                wish = 32 if quant.weight_bits is None else quant.weight_bits
+                return abs(bits - wish) + (0 if choice.activation == quant.activation else 0.5)
+            if gene.kind == "channels":
+                return abs(choice / self.network.group_by_name[gene.target].channels - keep)
+            return abs(choice - sparsity)
+
+        return np.array(
+            [min(range(len(g.choices)), key=lambda i: distance(g, g.choices[i])) for g in self.genes], dtype=np.int64
+        )
