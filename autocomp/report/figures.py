@@ -1,0 +1,56 @@
+"""How figures are written wherever a person reads them: one place, so that table, page and progress agree."""
+
+
+def percent(fraction: float | None) -> str:
+    """0.98467 → "98.47 %"."""
+    return "–" if fraction is None else f"{fraction * 100:.2f} %"
+
+
+def points(difference: float | None) -> str:
+    """A difference of two accuracies in percentage points, with its sign: −0.004 → "−0.40"."""
+    if difference is None:
+        return "–"
+    text = f"{difference * 100:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "\N{MINUS SIGN}")
+
+
+def size(count: float | None) -> str:
+    """Bytes with three significant digits, by decimal prefixes as in budgets: 3,912,345 → "3.91 MB"."""
+    if count is None:
+        return "–"
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        # 999,950 would print as "1000 kB" if the choice were made before the rounding.
+        if round(count / factor, 2) >= 1:
+            return f"{significant(count / factor)} {unit}"
+    return f"{count:.0f} B"
+
+
+def milliseconds(value: float | None) -> str:
+    """Latency with three significant digits: 0.41234 → "0.412 ms"."""
+    return "–" if value is None else f"{significant(value)} ms"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio: 9.53 → "×9.5"."""
+    if ratio is None:
+        return "–"
+    return f"×{ratio:.0f}" if ratio >= 99.5 else f"×{ratio:.2g}" if ratio < 1 else f"×{ratio:.1f}"
+
+
+def significant(value: float) -> str:
+    """Three significant digits, without an exponent for anything that a size or a latency takes."""
+    if value == 0:
+        return "0"
+    magnitude = abs(value)
+    decimals = 0 if magnitude >= 99.95 else 1 if magnitude >= 9.995 else 2 if magnitude >= 0.9995 else 3
+    if magnitude < 0.0995:
+        return f"{value:.3g}"
+    return f"{value:.{decimals}f}"
+
+
+def duration(seconds: float) -> str:
+    """0:42, 12:05 or 1:02:03."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
