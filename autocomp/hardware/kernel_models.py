@@ -82,7 +82,7 @@ class _Graph:
     def constant(self, name: str, value: NDArray[Any]) -> str:
         """Adds a constant once; a later call of the same name returns it."""
         if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self.constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     def scale(self, name: str, value: float) -> str:
