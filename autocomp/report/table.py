@@ -1,0 +1,72 @@
+"""The table of a front in the terminal."""
+
+import textwrap
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from autocomp.report.figures import percent, points, significant, size, times
+from autocomp.rundir import Measured, RunData
+
+
+def front_table(run: RunData) -> Table:
+    """Reference rows on top, then the front from the fewest bytes to the most. Fits into 80 columns."""
+    reference = run.float
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("id", no_wrap=True)
+    for heading in ("valid.", "test", "Δ test", "size", "smaller", "ms [low–high]", "faster"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for measured in run.references.values():
+        table.add_row(*_cells(measured, reference), style="dim", end_section=measured is [*run.references.values()][-1])
+    for point in run.front:
+        table.add_row(*_cells(point, reference))
+    return table
+
+
+def print_front(run: RunData, console: Console) -> None:
+    """The table, and under it where the latency comes from, where the files are and what to type next."""
+    if not run.front:
+        console.print(f"No file is on the front of {run.path}.", markup=False, highlight=False)
+    else:
+        console.print(front_table(run))
+    for text in footnotes(run):
+        # Wrapped by hand: a path that rich breaks in two cannot be copied.
+        wrapped = textwrap.wrap(text, max(40, console.width), break_long_words=False, break_on_hyphens=False)
+        console.print("\n".join(wrapped), markup=False, highlight=False, soft_wrap=True)
+
+
+def footnotes(run: RunData) -> list[str]:
+    notes = []
+    provenances = dict.fromkeys(point.provenance for point in run.front if point.provenance)
+    if provenances:
+        notes.append(f"Latency: {'; '.join(provenances)}.")
+    if run.front:
+        split = "Δ test: percentage points against the float network."
+        notes.append(f"Accuracy of each file, scored by the runtime; {split}")
+    left = run.settings.get("left_alone") or []
+    if left:
+        notes.append(f"Left as they were: {len(left)} parts of the network; the report says which and why.")
+    notes.append(f"Files:   {run.path / 'models'}")
+    notes.append(f"Report:  {run.path / 'report.html'}")
+    return notes
+
+
+def _cells(measured: Measured, reference: Measured | None) -> tuple[str, ...]:
+    drop = smaller = faster = None
+    if reference is not None and measured is not reference:
+        smaller = reference.size_bytes / measured.size_bytes
+        faster = reference.latency_ms / measured.latency_ms
+        if measured.test_accuracy is not None and reference.test_accuracy is not None:
+            drop = measured.test_accuracy - reference.test_accuracy
+    low, high = significant(measured.latency_low_ms), significant(measured.latency_high_ms)
+    return (
+        measured.name,
+        percent(measured.accuracy),
+        percent(measured.test_accuracy),
+        points(drop),
+        size(measured.size_bytes),
+        times(smaller),
+        f"{significant(measured.latency_ms)} [{low}–{high}]",
+        times(faster),
+    )

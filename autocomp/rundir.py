@@ -1,0 +1,192 @@
+"""A run directory as others read it: the report, the table and `verify`. Standard library and values only.
+
+run.yaml          resolved settings, versions, counts, what was left alone
+network.json      layers and channel groups of the traced network, for whoever explains a policy
+journal.sqlite    every outcome
+references.json   the float network and its plain int8 version, measured as the front is
+front.csv         the front, one row a file
+models/, policies/, report.html
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autocomp.errors import UserError
+from autocomp.journal import Entry, Journal
+from autocomp.network import NetworkSpec
+from autocomp.policy import Policy
+
+SETTINGS, NETWORK, FRONT, REFERENCES = "run.yaml", "network.json", "front.csv", "references.json"
+MODELS, POLICIES, REPORT = "models", "policies", "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A file's figures. name: the candidate's id, or "float" / "int8" for a reference.
+
+    accuracy: on the validation split; test_accuracy: on the test split, None before it was scored. Both in [0, 1].
+    latency_low_ms, latency_high_ms: the table's band. file: path inside the run directory, "" for none.
+    """
+
+    name: str
+    accuracy: float
+    test_accuracy: float | None
+    size_bytes: int
+    latency_ms: float
+    latency_low_ms: float
+    latency_high_ms: float
+    provenance: str = ""
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """What is needed to explain a layer's decision.
+
+    weights: unpruned count. group: the channel group of its output, "" where it belongs to none that can be pruned.
+    channels: unpruned output channels.
+    """
+
+    name: str
+    op: str
+    weights: int
+    channels: int
+    group: str
+
+
+@dataclass(frozen=True)
+class RunData:
+    """All of a run that a report shows.
+
+    front: sorted from the fewest bytes to the most. references: by name. policies: by front name, for the points
+    whose policy is known. layers: in the network's order, empty for a run without network.json.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    front: tuple[Measured, ...]
+    references: Mapping[str, Measured]
+    policies: Mapping[str, Policy]
+    entries: tuple[Entry, ...]
+    layers: tuple[LayerFacts, ...]
+
+    @property
+    def float(self) -> Measured | None:
+        return self.references.get("float")
+
+
+def write_network(run: Path, network: NetworkSpec) -> None:
+    """Write `network.json`: the layers in order, each with its unpruned size and the group of its output channels."""
+    prunable = {group.name for group in network.groups if group.prunable}
+    layers = []
+    for layer in network.layers:
+        groups = [group for group in layer.out_channels.groups if group in prunable]
+        layers.append({
+            "name": layer.name, "op": "depthwise" if layer.depthwise else layer.op, "weights": layer.weights(),
+            "channels": layer.out_channels.count(), "group": groups[0] if len(groups) == 1 else "",
+        })  # fmt: skip
+    (run / NETWORK).write_text(json.dumps({"name": network.name, "layers": layers}, indent=1))
+
+
+def find_run(run: Path) -> Path:
+    """`run` itself if it is a run directory; UserError naming what to do otherwise."""
+    if not run.exists():
+        raise UserError(f"there is no run at {run}: `ls runs` shows the runs here, runs/latest is the newest")
+    if not (run / SETTINGS).is_file():
+        raise UserError(f"{run} is not a run directory: it has no {SETTINGS}; name one that `autocomp search` wrote")
+    return run
+
+
+def read_run(run: Path) -> RunData:
+    """Everything a report needs. UserError naming the file and the fault where something cannot be read."""
+    find_run(run)
+    try:
+        settings = yaml.safe_load((run / SETTINGS).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{run / SETTINGS} is not YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{run / SETTINGS}: expected the settings of a run, one key a line")
+    entries: tuple[Entry, ...] = ()
+    with Journal(run, read_only=True) as journal:
+        entries = tuple(journal)
+    front = tuple(sorted(_read_front(run / FRONT), key=lambda point: (point.size_bytes, point.latency_ms)))
+    return RunData(
+        path=run,
+        settings=settings,
+        front=front,
+        references={reference.name: reference for reference in _read_references(run / REFERENCES)},
+        policies=_read_policies(run, front, entries),
+        entries=entries,
+        layers=_read_layers(run / NETWORK),
+    )
+
+
+def _read_front(path: Path) -> list[Measured]:
+    if not path.is_file():
+        return []  # a run that was interrupted before its first file
+    points = []
+    with path.open(newline="", encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            try:
+                points.append(_measured({**row, "name": row.get("id")}))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{path}, point {row.get('id')}: {_fault(error)}") from None
+    return points
+
+
+def _read_references(path: Path) -> list[Measured]:
+    if not path.is_file():
+        return []
+    try:
+        return [_measured(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {_fault(error)}") from None
+
+
+def _read_layers(path: Path) -> tuple[LayerFacts, ...]:
+    if not path.is_file():
+        return ()
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        return tuple(LayerFacts(r["name"], r["op"], int(r["weights"]), int(r["channels"]), r["group"]) for r in rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {_fault(error)}") from None
+
+
+def _read_policies(run: Path, front: tuple[Measured, ...], entries: tuple[Entry, ...]) -> dict[str, Policy]:
+    """The policy files come first: they are what `compress` applies. The journal answers where one is missing."""
+    recorded = {str(entry.id): entry.policy for entry in entries}
+    policies = {}
+    for point in front:
+        path = run / POLICIES / f"{point.name}.json"
+        if path.is_file():
+            policies[point.name] = Policy.from_json(path.read_text(encoding="utf-8"), str(path))
+        elif point.name in recorded:
+            policies[point.name] = recorded[point.name]
+    return policies
+
+
+def _measured(row: Mapping[str, Any]) -> Measured:
+    test = row.get("test_accuracy")
+    latency = float(row["latency_ms"])
+    return Measured(
+        name=str(row["name"]),
+        accuracy=float(row["accuracy"]),
+        test_accuracy=None if test in (None, "") else float(test),
+        size_bytes=int(float(row["size_bytes"])),
+        latency_ms=latency,
+        latency_low_ms=float(row["latency_low_ms"]),
+        latency_high_ms=float(row["latency_high_ms"]),
+        provenance=str(row.get("provenance") or ""),
+        file=str(row.get("file") or ""),
+    )
+
+
+def _fault(error: Exception) -> str:
+    return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
