@@ -98,7 +98,7 @@ class _Graph:
     def int8_weights(self, name: str, shape: Sequence[int]) -> str:
         return self.constant(name, self.rng.integers(-127, 128, tuple(shape)).astype(np.int8))
 
-    def node(self, op: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: object) -> str:
+    def node(self, op: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, domain=domain, **attributes))
         return output
 
@@ -148,7 +148,7 @@ def _padding(size: int, out: int, window: int, stride: int) -> tuple[int, int]:
     return before, total - before
 
 
-def _window(kernel: Kernel) -> dict[str, list[int]]:
+def _window(kernel: Kernel) -> dict[str, Any]:
     """kernel_shape, strides and pads of a convolution or a pooling."""
     top, bottom = _padding(kernel.height, kernel.out_height, kernel.kernel_h, kernel.stride)
     left, right = _padding(kernel.width, kernel.out_width, kernel.kernel_w, kernel.stride)

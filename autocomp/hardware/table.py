@@ -1,0 +1,197 @@
+"""Latency tables: measured or simulated kernels of one device, one row a kernel, as a CSV file."""
+
+import csv
+import hashlib
+import io
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import cast
+
+from autocomp.errors import UserError
+from autocomp.kernel import OPS, Kernel, Precision
+
+_KEY_COLUMNS = tuple(Kernel.__dataclass_fields__)
+_OPTIONAL = ("repeats",)
+_WHOLE = re.compile(r"[0-9]{1,8}")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{0,40})?([eE][+-]?[0-9]{1,3})?")
+UNITS = ("us", "ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """One kernel's latency.
+
+    latency_us: microseconds, above 0. spread_us: half of the interquartile range over rounds, None where unknown.
+    repeats: rounds that it is the median of, None where unknown.
+    """
+
+    latency_us: float
+    spread_us: float | None = None
+    repeats: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.latency_us) and self.latency_us > 0):
+            raise UserError(f"latency must be a number above 0, got {self.latency_us!r}")
+        if self.spread_us is not None and not (math.isfinite(self.spread_us) and self.spread_us >= 0):
+            raise UserError(f"spread must be a number of at least 0, got {self.spread_us!r}")
+        if self.repeats is not None and self.repeats < 1:
+            raise UserError(f"repeats must be at least 1, got {self.repeats!r}")
+
+
+class LatencyTable(Mapping[Kernel, Latency]):
+    """An immutable mapping from kernel to latency. Latencies are kept in microseconds, whatever the file's unit."""
+
+    def __init__(self, rows: Mapping[Kernel, Latency]) -> None:
+        self._rows = MappingProxyType(dict(rows))
+
+    def __getitem__(self, kernel: Kernel) -> Latency:
+        return self._rows[kernel]
+
+    def __iter__(self) -> Iterator[Kernel]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def with_rows(self, rows: Mapping[Kernel, Latency]) -> "LatencyTable":
+        """This table with `rows` added or replaced."""
+        return LatencyTable({**self._rows, **rows})
+
+    def to_csv(self) -> str:
+        """The file's text, rows sorted by kernel; `parse` reads it back to an equal table."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*_KEY_COLUMNS, "latency_us", "spread_us", "repeats"])
+        for kernel in sorted(self._rows):
+            row = self._rows[kernel]
+            spread = "" if row.spread_us is None else repr(float(row.spread_us))
+            key = [getattr(kernel, column) for column in _KEY_COLUMNS]
+            writer.writerow([*key, repr(float(row.latency_us)), spread, "" if row.repeats is None else row.repeats])
+        return text.getvalue()
+
+    def write(self, path: Path) -> None:
+        """Replaces the file in one step: a reader sees the old table or the new one, never half of one."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(self.to_csv(), encoding="utf-8")
+        temporary.replace(path)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the rows, in hexadecimal."""
+        return hashlib.sha256(self.to_csv().encode()).hexdigest()
+
+    @classmethod
+    def read(cls, path: Path, unit: str = "us") -> "LatencyTable":
+        """The table in the file `path`, whose latencies are declared to be in `unit`.
+
+        UserError naming the file, and the row where there is one, for anything that is not a table: the file is
+        missing or leads out of its folder, is cut off, lacks a column or has an unknown one, repeats a kernel, or
+        holds a value of the wrong type or range.
+        """
+        folder = path.parent.resolve()
+        if not path.resolve().is_relative_to(folder):
+            raise UserError(
+                f"latency table {path}: leads out of its folder through a symbolic link; copy the file there"
+            )
+        try:
+            text = path.read_bytes().decode("utf-8")
+        except FileNotFoundError:
+            raise UserError(f"latency table {path} does not exist; create it with: autocomp profile") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"latency table {path}: expected UTF-8 text, got byte {error.start} that is not") from None
+        except OSError as error:
+            raise UserError(f"latency table {path} cannot be read: {error.strerror}") from None
+        return cls.parse(text, str(path), unit)
+
+    @classmethod
+    def parse(cls, text: str, origin: str = "latency table", unit: str = "us") -> "LatencyTable":
+        """The table in CSV `text`; `origin` names it in errors. See `read`."""
+        if unit not in UNITS:
+            raise UserError(f"{origin}: unit must be one of {', '.join(UNITS)}, got {unit!r}")
+        if not text.strip():
+            raise UserError(f"{origin}: is empty; expected a header and one row a kernel")
+        try:
+            records = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        except csv.Error as error:
+            raise UserError(f"{origin}: is not a CSV file or was cut off: {error}") from None
+        header = records[0]
+        _check_header(header, origin, unit)
+        if not text.endswith("\n"):
+            raise UserError(f"{origin}: was cut off: row {len(records)} has no line end; restore the file")
+        rows: dict[Kernel, Latency] = {}
+        first_seen: dict[Kernel, int] = {}
+        for number, record in enumerate(records[1:], start=2):
+            where = f"{origin}: row {number}"
+            if len(record) != len(header):
+                raise UserError(f"{where} has {len(record)} fields where the header has {len(header)}: cut off?")
+            values = dict(zip(header, record, strict=True))
+            kernel = _kernel(values, where)
+            if kernel in rows:
+                raise UserError(f"{where} repeats row {first_seen[kernel]}: {kernel}; keep one of them")
+            rows[kernel], first_seen[kernel] = _latency(values, unit, where), number
+        return cls(rows)
+
+
+def _check_header(header: list[str], origin: str, unit: str) -> None:
+    for other in UNITS:
+        if other != unit and f"latency_{other}" in header and f"latency_{unit}" not in header:
+            raise UserError(f"{origin}: latencies are in {other} (column latency_{other}), but {unit} is declared")
+    known = (*_KEY_COLUMNS, f"latency_{unit}", f"spread_{unit}")
+    missing = [column for column in known if column not in header]
+    if missing:
+        raise UserError(f"{origin}: the header lacks {', '.join(missing)}; expected {','.join(known)}")
+    unknown = [column for column in header if column not in known + _OPTIONAL]
+    if unknown:
+        raise UserError(
+            f"{origin}: unknown columns {', '.join(map(repr, unknown))}; known: {', '.join(known + _OPTIONAL)}"
+        )
+    if len(set(header)) != len(header):
+        raise UserError(f"{origin}: a column stands twice in the header: {','.join(header)}")
+
+
+def _whole(values: Mapping[str, str], column: str, where: str) -> int:
+    text = values[column]
+    if _WHOLE.fullmatch(text) is None or int(text) < 1:
+        raise UserError(f"{where}: {column} must be a whole number of at least 1, got {text[:40]!r}")
+    return int(text)
+
+
+def _number(values: Mapping[str, str], column: str, where: str, *, positive: bool) -> float:
+    text = values[column].strip()
+    wish = "above 0" if positive else "of at least 0"
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise UserError(f"{where}: {column} must be a number {wish}, got {text[:40]!r}")
+    return value
+
+
+def _kernel(values: Mapping[str, str], where: str) -> Kernel:
+    op, precision = values["op"], values["precision"]
+    if op not in OPS:
+        raise UserError(f"{where}: op must be one of {', '.join(OPS)}, got {op[:40]!r}")
+    if precision not in ("fp32", "int8"):
+        raise UserError(f"{where}: precision must be fp32 or int8, got {precision[:40]!r}")
+    size = {column: _whole(values, column, where) for column in _KEY_COLUMNS[2:]}
+    kernel = Kernel(op, cast(Precision, precision), **size)
+    if kernel.in_channels % kernel.groups or kernel.out_channels % kernel.groups:
+        raise UserError(f"{where}: {kernel.groups} groups do not divide the channels of {kernel}")
+    return kernel
+
+
+def _latency(values: Mapping[str, str], unit: str, where: str) -> Latency:
+    factor = 1000.0 if unit == "ms" else 1.0
+    latency = _number(values, f"latency_{unit}", where, positive=True) * factor
+    spread = None
+    if values[f"spread_{unit}"].strip():
+        spread = _number(values, f"spread_{unit}", where, positive=False) * factor
+    repeats = _whole(values, "repeats", where) if values.get("repeats", "").strip() else None
+    try:
+        return Latency(latency, spread, repeats)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
