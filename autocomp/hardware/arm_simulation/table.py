@@ -13,8 +13,8 @@ from autocomp.kernel import Kernel
 KERNEL_COLUMNS = tuple(field.name for field in fields(Kernel))
 COLUMNS = (*KERNEL_COLUMNS, "latency_us", "spread_us")
 
-#: Kernels simulated by one process: enough to share its start (a second), few enough to lose little to a kill.
-BATCH = 12
+#: Kernels simulated by one process: enough to share its start (seconds), few enough to lose little to a kill.
+BATCH = 60
 
 
 def kernels_in(path: Path) -> set[Kernel]:
