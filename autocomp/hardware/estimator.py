@@ -75,6 +75,11 @@ def _up(channels: Floats, multiple: int) -> Floats:
     return np.ceil(channels / multiple) * multiple
 
 
+def _ragged(channels: Floats) -> Floats:
+    """1 where the channels do not fill vectors of 4, else 0: kernels fall back to slower code there."""
+    return np.asarray(channels % 4 != 0, np.float64)
+
+
 def _bytes_moved(size: dict[str, Floats]) -> Floats:
     width = np.where(size["fp32"] > 0, 4.0, 1.0)
     return width * (size["weights"] + size["reads"] + size["writes"])
@@ -95,27 +100,29 @@ def _terms(op: str, size: dict[str, Floats]) -> Floats:
                         * _up(per_group_out, rounded))  # fmt: skip
         macs.append(size["groups"] * _up(size["out_area"], 6) * depth * _up(per_group_out, 16))
         unfolded = width * size["in"] * size["window"] * size["out_area"]
-        return np.stack([one, *macs, reads, writes, weights, unfolded, size["groups"], size["out_area"]], axis=1)
+        ragged = [reads * _ragged(size["in"]), writes * _ragged(size["out"]), size["out_area"] * _ragged(size["out"])]
+        calls = [size["groups"], size["out_area"]]
+        return np.stack([one, *macs, reads, writes, weights, unfolded, *calls, *ragged], axis=1)
     if op == "depthwise":
         macs = [size["out_area"] * size["window"] * _up(size["out"], multiple) for multiple in (1, 8, 16)]
-        return np.stack([one, *macs, reads, writes, size["out_area"] * size["window"], size["out"]], axis=1)
+        ragged = [_ragged(size["out"]) * term for term in (macs[0], size["out"], writes)]
+        return np.stack([one, *macs, reads, writes, size["out_area"] * size["window"], size["out"], *ragged], axis=1)
     windows = size["out_area"] * size["window"]
     return np.stack([one, reads, writes, windows * size["out"], windows, size["out"]], axis=1)
 
 
 def _position(size: dict[str, Floats]) -> Floats:
-    """Where a kernel lies among others of its family, shape (n, 9): log₂ of sizes, and how channels divide."""
+    """Where a kernel lies among others of its family, shape (n, 10): log₂ of sizes, and how channels divide."""
     log = [np.log2(size[name]) for name in ("in", "out", "area", "window", "stride", "groups")]
-    depthwise = size["groups"] >= size["in"]
-    log[5] = np.where(depthwise, 0.0, log[5])
-    # Fractions of a vector that the last one wastes: odd channel counts behave differently from full ones.
-    waste = [np.where(size[name] % 8 == 0, 0.0, 0.5) for name in ("in", "out")]
-    waste.append(np.where((size["in"] % 16 == 0) & (size["out"] % 16 == 0), 0.0, 0.25))
-    return np.stack([*log, *waste], axis=1)
+    log[5] = np.where(size["groups"] >= size["in"], 0.0, log[5])  # depthwise: one group a channel, told already
+    # A row of channels that does not fill its vectors takes another code path: as far as a change of size by `step`.
+    steps = [(name, multiple, step) for name in ("in", "out") for multiple, step in ((4, 2.0), (16, 0.4))]
+    return np.stack([*log, *(step * (size[name] % multiple != 0) for name, multiple, step in steps)], axis=1)
 
 
 def _squared_distances(a: Floats, b: Floats) -> Floats:
-    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * a @ b.T, 0.0)
+    squared: Floats = (a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * a @ b.T
+    return np.maximum(squared, 0.0)
 
 
 class _Family:
@@ -183,7 +190,11 @@ class LatencyModel:
     """Latencies of any kernel from a table of some. Fitted once; see the module's docstring for the method."""
 
     def __init__(
-        self, families: Mapping[tuple[str, str], _Family], fallback: tuple[float, float], table: LatencyTable, floor: float
+        self,
+        families: Mapping[tuple[str, str], _Family],
+        fallback: tuple[float, float],
+        table: LatencyTable,
+        floor: float,
     ) -> None:
         self._families = dict(families)
         self._call_us, self._us_per_byte = fallback
@@ -221,9 +232,9 @@ class LatencyModel:
         for family, places in grouped.items():
             distinct = list(places)
             values = self._predict_family(family, distinct)
-            index = np.concatenate([np.array(p) for p in places.values()])
+            where = np.concatenate([np.array(p) for p in places.values()])
             source = np.repeat(np.arange(len(distinct)), [len(p) for p in places.values()])
-            us[index], band[index], extrapolated[index] = (v[source] for v in values)
+            us[where], band[where], extrapolated[where] = (v[source] for v in values)
         for index, kernel in enumerate(kernels):
             if kernel in self._rows:
                 us[index], measured[index], extrapolated[index] = self._rows[kernel], True, False
@@ -239,7 +250,7 @@ class LatencyModel:
 
 
 def _bytes_model(table: LatencyTable) -> tuple[float, float]:
-    """Microseconds a call and a byte, of the kernels that do little but move bytes; typical values for an empty table."""
+    """Microseconds a call and a byte of the kernels that only move bytes; typical values for an empty table."""
     light = [k for k in table if k.weight_count == 0] or list(table)
     if not light:
         return 1.0, 1e-3
