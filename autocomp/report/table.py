@@ -1,6 +1,8 @@
 """The table of a front in the terminal."""
 
 import textwrap
+from dataclasses import asdict
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -13,9 +15,10 @@ from autocomp.rundir import Measured, RunData
 def front_table(run: RunData) -> Table:
     """Reference rows on top, then the front from the fewest bytes to the most. Fits into 80 columns."""
     reference = run.float
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    # Units stand in the headings: with them in the cells the table is wider than 80 columns.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("id", no_wrap=True)
-    for heading in ("valid.", "test", "Δ test", "size", "smaller", "ms [low–high]", "faster"):
+    for heading in ("valid. %", "test %", "Δ test", "size", "smaller", "ms", "low–high", "faster"):
         table.add_column(heading, justify="right", no_wrap=True)
     for measured in run.references.values():
         table.add_row(*_cells(measured, reference), style="dim", end_section=measured is [*run.references.values()][-1])
@@ -62,11 +65,25 @@ def _cells(measured: Measured, reference: Measured | None) -> tuple[str, ...]:
     low, high = significant(measured.latency_low_ms), significant(measured.latency_high_ms)
     return (
         measured.name,
-        percent(measured.accuracy),
-        percent(measured.test_accuracy),
+        percent(measured.accuracy).removesuffix(" %"),
+        percent(measured.test_accuracy).removesuffix(" %"),
         points(drop),
         size(measured.size_bytes),
         times(smaller),
-        f"{significant(measured.latency_ms)} [{low}–{high}]",
+        significant(measured.latency_ms),
+        f"{low}–{high}",
         times(faster),
     )
+
+
+def as_document(run: RunData) -> dict[str, Any]:
+    """What `--json` prints: the front, the references and how the run went, in the units of front.csv."""
+    settings = run.settings
+    return {
+        "run": str(run.path),
+        "status": settings.get("status", ""),
+        "counts": settings.get("counts", {}),
+        "references": [asdict(reference) for reference in run.references.values()],
+        "front": [asdict(point) for point in run.front],
+        "left_alone": settings.get("left_alone") or [],
+    }

@@ -1,0 +1,329 @@
+"""report.html: one file that opens offline and loads nothing. The charts are Plotly's, the page is page.html.jinja.
+
+Names and reasons come from files and from other people's code. They reach the page through Jinja's escaping, or as
+JSON that the script sets as text; a content policy in the page forbids any load from elsewhere.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from autocomp import __version__
+from autocomp.outcome import Status
+from autocomp.report import figures
+from autocomp.report.axes import COLOURS, FAINT, GRID, INK, accuracy_range, label, ticks
+from autocomp.report.explain import decisions, known_layers, most_useful, summary
+from autocomp.rundir import REPORT, Measured, RunData, read_run
+
+FONT = "system-ui, sans-serif"
+#: How many trials without a file the page lists one by one.
+MOST_REASONS = 200
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run directory and return its path. Raises UserError where the run is unreadable."""
+    path = run / REPORT
+    partial = path.with_name(f".{REPORT}.partial")
+    partial.write_text(render(read_run(run)), encoding="utf-8")
+    partial.replace(path)  # whoever has the page open never sees half of it
+    return path
+
+
+def render(run: RunData) -> str:
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(
+        percent=figures.percent, points=figures.points, size=figures.size, ms=figures.milliseconds,
+        times=figures.times, duration=figures.duration, significant=figures.significant,
+    )  # fmt: skip
+    # The folder is on disk for a wheel and for a checkout; resources keep it so for a zip.
+    own = files("autocomp.report")
+    first = most_useful(run)
+    template = environment.from_string(own.joinpath("page.html.jinja").read_text(encoding="utf-8"))
+    settings = run.settings
+    return template.render(
+        run=run,
+        settings=settings,
+        facts=_facts(settings),
+        rows=[(measured, *_against_float(measured, run.float)) for measured in [*run.references.values(), *run.front]],
+        first=first,
+        smallest=min(run.front, key=lambda point: point.size_bytes, default=None),
+        fastest=min(run.front, key=lambda point: point.latency_ms, default=None),
+        without_file=[e for e in run.entries if e.outcome.status in (Status.INFEASIBLE, Status.FAILED)],
+        most_reasons=MOST_REASONS,
+        below=_below(run),
+        left_alone=settings.get("left_alone") or [],
+        removed=_removed(settings.get("removed_choices") or []),
+        provenances=list(dict.fromkeys(point.provenance for point in run.front if point.provenance)),
+        versions=settings.get("versions") or {},
+        command_run=_command_path(run.path),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+        style=Markup(own.joinpath("page.css").read_text(encoding="utf-8")),
+        script=Markup(own.joinpath("page.js").read_text(encoding="utf-8")),
+        plotly=Markup(get_plotlyjs()),
+        data=_embed(_page_data(run, first)),
+    )
+
+
+def _embed(document: Any) -> Markup:
+    """JSON that may stand inside a script element: "</script>" and "<!--" cannot occur in it."""
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _facts(settings: Any) -> list[tuple[str, str]]:
+    """What was asked for, as label and value; a setting that was not given is left out."""
+    labels = ("task", "network", "hw", "budget", "controller", "space", "seed", "trials", "minutes", "workers")
+    shown = {"hw": "device"}
+    facts = [(shown.get(key, key), _as_text(settings.get(key))) for key in labels]
+    if settings.get("seconds"):
+        facts.append(("took", figures.duration(float(settings["seconds"]))))
+    if settings.get("started_at"):
+        facts.append(("started", str(settings["started_at"])))
+    return [(name, value) for name, value in facts if value]
+
+
+def _as_text(value: Any) -> str:
+    """A setting as a person writes it. A budget is a mapping in run.yaml."""
+    if isinstance(value, dict):
+        if "size_bytes" in value or "latency_ms" in value:
+            parts = []
+            if value.get("size_bytes") is not None:
+                parts.append(f"{value['size_bytes']:,} bytes")
+            if value.get("latency_ms") is not None:
+                parts.append(f"{value['latency_ms']:g} ms")
+            if value.get("accuracy_drop") is not None:
+                parts.append(f"{value['accuracy_drop'] * 100:g} points of accuracy lost")
+            return " and ".join(parts) or "no bound"
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return "" if value is None else str(value)
+
+
+def _against_float(measured: Measured, reference: Measured | None) -> tuple[float | None, float | None, float | None]:
+    """(difference of test accuracy, times smaller, times faster); None for what cannot be compared."""
+    if reference is None or measured is reference:
+        return None, None, None
+    difference = None
+    if measured.test_accuracy is not None and reference.test_accuracy is not None:
+        difference = measured.test_accuracy - reference.test_accuracy
+    return difference, reference.size_bytes / measured.size_bytes, reference.latency_ms / measured.latency_ms
+
+
+def _removed(choices: Sequence[Any]) -> list[tuple[str, int, str]]:
+    """(reason, how many choices, an example): the same reason holds for many layers."""
+    reasons: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for choice in choices:
+        if isinstance(choice, dict):
+            what, reason = str(choice.get("choice") or choice.get("name") or ""), str(choice.get("reason", ""))
+        elif isinstance(choice, list | tuple) and len(choice) == 2:
+            what, reason = str(choice[0]), str(choice[1])
+        else:
+            what, reason = str(choice), ""
+        reasons[reason] += 1
+        examples.setdefault(reason, what)
+    return [(reason, count, examples[reason]) for reason, count in reasons.most_common()]
+
+
+def _command_path(path: Path) -> str:
+    """The run as one would type it: relative to here where it lies below, quoted where a shell needs it."""
+    import shlex
+
+    resolved = path.resolve()
+    here = Path.cwd()
+    return shlex.quote(str(resolved.relative_to(here) if resolved.is_relative_to(here) else resolved))
+
+
+def _page_data(run: RunData, first: Measured | None) -> dict[str, Any]:
+    """What the script needs: two figures, and per point its figures and its layers."""
+    layers = known_layers(run)
+    points = {}
+    for point in run.front:
+        policy = run.policies.get(point.name)
+        difference, smaller, faster = _against_float(point, run.float)
+        low, high = figures.significant(point.latency_low_ms), figures.milliseconds(point.latency_high_ms)
+        points[point.name] = {
+            "file": point.file,
+            "summary": "" if policy is None else ", ".join(summary(policy, layers)),
+            "figures": [
+                ["validation accuracy", figures.percent(point.accuracy)],
+                ["test accuracy", figures.percent(point.test_accuracy)],
+                ["against float, test", f"{figures.points(difference)} points"],
+                ["bytes", f"{point.size_bytes:,} ({figures.times(smaller)} smaller)"],
+                ["latency", f"{figures.milliseconds(point.latency_ms)} ({figures.times(faster)} faster)"],
+                ["latency band", f"{low}–{high}"],
+            ],
+            "layers": None
+            if policy is None
+            else [
+                [d.name, d.op, d.weight_bits, d.activation, d.sparsity, d.kept, d.channels]
+                for d in decisions(policy, layers)
+            ],
+        }
+    figure_pair = [_figure(run, "size_bytes"), _figure(run, "latency_ms")]
+    return {
+        "figures": [json.loads(figure.to_json()) for figure in figure_pair] if run.front else [],
+        "points": points,
+        "first": None if first is None else first.name,
+    }
+
+
+def _figure(run: RunData, axis: str) -> go.Figure:
+    """Accuracy over one cost, coloured by the other. Traces: trials, front, references, and the point picked."""
+    by_size = axis == "size_bytes"
+    other = "latency_ms" if by_size else "size_bytes"
+    layers = known_layers(run)
+    trials = [entry.outcome for entry in run.entries if entry.outcome.status is Status.COMPLETE]
+    shown = [*run.front, *run.references.values()]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[getattr(outcome, axis) for outcome in trials],
+        y=[100 * (outcome.accuracy or 0) for outcome in trials],
+        name="other trials",
+        mode="markers",
+        marker={"size": 5, "color": FAINT, "opacity": 0.35},
+        hoverinfo="skip",
+    )
+    costs = [getattr(point, other) for point in run.front]
+    marks = ticks(min(costs, default=1), max(costs, default=1))
+    figure.add_scatter(
+        x=[getattr(point, axis) for point in run.front],
+        y=[100 * point.accuracy for point in run.front],
+        name="front",
+        mode="markers",
+        customdata=[point.name for point in run.front],
+        text=[_hover(point, run, layers) for point in run.front],
+        hovertemplate="%{text}<extra></extra>",
+        marker={
+            "size": 12,
+            "color": [math.log10(cost) for cost in costs],
+            "colorscale": COLOURS,
+            "line": {"color": INK, "width": 1},
+            "colorbar": {
+                "title": {"text": "latency" if by_size else "bytes", "side": "top", "font": {"size": 13}},
+                "tickvals": [math.log10(tick) for tick in marks],
+                "ticktext": [label(tick, other) for tick in marks],
+                "thickness": 12,
+                "outlinewidth": 0,
+                "len": 0.9,
+            },
+        },
+    )
+    if not by_size:
+        figure.data[1].error_x = {
+            "type": "data",
+            "symmetric": False,
+            "array": [point.latency_high_ms - point.latency_ms for point in run.front],
+            "arrayminus": [point.latency_ms - point.latency_low_ms for point in run.front],
+            "color": FAINT,
+            "thickness": 1.2,
+            "width": 3,
+        }
+    references = list(run.references.values())
+    figure.add_scatter(
+        x=[getattr(reference, axis) for reference in references],
+        y=[100 * reference.accuracy for reference in references],
+        name="references",
+        mode="markers+text",
+        cliponaxis=False,
+        text=[escape(reference.name) for reference in references],
+        textposition="bottom center",
+        hovertext=[_hover(reference, run, ()) for reference in references],
+        hovertemplate="%{hovertext}<extra></extra>",
+        marker={"size": 12, "symbol": "diamond", "color": "#ffffff", "line": {"color": INK, "width": 2}},
+    )
+    figure.add_scatter(
+        x=[], y=[], mode="markers", hoverinfo="skip", showlegend=False,
+        marker={"size": 22, "symbol": "circle-open", "color": "#b3261e", "line": {"width": 2.5}},
+    )  # fmt: skip
+    _frame(figure, run, axis, shown)
+    return figure
+
+
+def _below(run: RunData) -> int:
+    """How many complete trials score too low for the charts' first view."""
+    lowest = accuracy_range([*run.front, *run.references.values()])[0]
+    scored = [entry.outcome.accuracy for entry in run.entries if entry.outcome.status is Status.COMPLETE]
+    return sum(accuracy is not None and 100 * accuracy < lowest for accuracy in scored)
+
+
+def _frame(figure: go.Figure, run: RunData, axis: str, shown: Sequence[Measured]) -> None:
+    by_size = axis == "size_bytes"
+    budget = run.settings.get("budget")
+    bound = budget.get(axis) if isinstance(budget, dict) else None
+    values = [getattr(measured, axis) for measured in shown]
+    if not by_size:
+        values += [v for point in run.front for v in (point.latency_low_ms, point.latency_high_ms) if v > 0]
+    if bound:
+        values.append(bound)
+    low, high = min(values, default=1), max(values, default=1)
+    marks = ticks(low, high)
+    # In powers of ten: 5 % of the span on each side, and never a span of zero.
+    pad = max(0.03, 0.06 * (math.log10(high) - math.log10(low)))
+    figure.update_layout(
+        template=None,
+        font={"family": FONT, "size": 13, "color": INK},
+        margin={"l": 56, "r": 8, "t": 34, "b": 48},
+        height=400,
+        paper_bgcolor="#ffffff",
+        plot_bgcolor="#ffffff",
+        hovermode="closest",
+        hoverlabel={"bgcolor": "#ffffff", "bordercolor": INK, "align": "left", "font": {"color": INK, "family": FONT}},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemsizing": "constant"},
+    )
+    figure.update_xaxes(
+        type="log",
+        range=[math.log10(low) - pad, math.log10(high) + pad],
+        tickvals=marks,
+        ticktext=[label(tick, axis) for tick in marks],
+        title={"text": "bytes on disk" if by_size else "latency by the device's table", "font": {"size": 13}},
+        tickangle=0,
+        gridcolor=GRID,
+        zeroline=False,
+        linecolor=FAINT,
+        ticks="outside",
+    )
+    figure.update_yaxes(
+        range=list(accuracy_range(shown)),
+        title={"text": "validation accuracy, %", "font": {"size": 13}},
+        gridcolor=GRID,
+        zeroline=False,
+        linecolor=FAINT,
+        automargin=True,
+    )
+    if bound:
+        figure.add_vline(x=bound, line={"color": INK, "width": 1, "dash": "dash"})
+        figure.add_annotation(
+            x=math.log10(bound), y=1, yref="paper", text="budget ", showarrow=False, xanchor="right", yanchor="top"
+        )
+
+
+def _hover(measured: Measured, run: RunData, layers: Sequence[Any]) -> str:
+    """Plotly reads a little HTML in hover texts, so names are escaped here too."""
+    difference, smaller, _ = _against_float(measured, run.float)
+    low, high = figures.significant(measured.latency_low_ms), figures.significant(measured.latency_high_ms)
+    lines = [
+        f"<b>{escape(measured.name)}</b>",
+        f"{figures.percent(measured.accuracy)} validation",
+        f"{figures.percent(measured.test_accuracy)} test"
+        + ("" if difference is None else f" ({figures.points(difference)} points)"),
+        figures.size(measured.size_bytes) + ("" if smaller is None else f" ({figures.times(smaller)} smaller)"),
+        f"{figures.milliseconds(measured.latency_ms)} [{low}–{high}]",
+    ]
+    policy = run.policies.get(measured.name)
+    if policy is not None and layers:
+        lines += summary(policy, layers)
+    return "<br>".join(lines)
