@@ -120,6 +120,11 @@ def _position(size: dict[str, Floats]) -> Floats:
     return np.stack([*log, *(step * (size[name] % multiple != 0) for name, multiple, step in steps)], axis=1)
 
 
+def kernel_positions(kernels: Sequence[Kernel]) -> Floats:
+    """Where kernels lie among others of their (op, precision), shape (n, 10); near ones have similar latencies."""
+    return _position(_sizes(kernels))
+
+
 def _squared_distances(a: Floats, b: Floats) -> Floats:
     squared: Floats = (a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * a @ b.T
     return np.maximum(squared, 0.0)
