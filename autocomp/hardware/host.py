@@ -2,10 +2,12 @@
 
 A kernel's latency is the slope between a short and a long chain of copies (see `kernel_models`): what a session adds
 is in both. Chains are timed in rounds over all kernels of a batch, so that a disturbance of the machine falls on
-many kernels a little and not on one a lot; within a round the fastest of a few calls counts, over the rounds the
-median. A reference kernel is timed in every round, and latencies are divided by how much it has drifted since the
-first session: the clock frequency of a laptop and the neighbours of a virtual machine both change by more than the
-kernels differ.
+many kernels a little and not on one a lot. Disturbances only ever slow a chain down, by up to 1.7 times where another
+process keeps the sibling of a hyper-threaded core busy, and they come and go within a second; the undisturbed times
+repeat to 1 %. So a chain's time is the third fastest of its rounds, and there are further rounds until the three
+fastest agree. (With the median over rounds, half of the kernels moved by more than 8 % on a machine under load.) A
+reference kernel is timed in every round, and latencies are divided by how much it has drifted since the first
+session, for the clock frequency of a laptop changes by more than the kernels differ.
 
 Weights come from the same level of the memory as inside a network: the copies of a kernel with large weights add up
 to more than a second-level cache holds, as the layers of the network that it comes from do. (Measured with copies
@@ -39,9 +41,9 @@ log = logging.getLogger(__name__)
 REFERENCE = Kernel("conv", "fp32", 64, 64, 14, 14, 3, 3)
 
 _BATCH = 20
-_FEWEST_ROUNDS, _MOST_ROUNDS = 5, 15
-_CALLS = 4
-_STABLE = 0.015  # standard error of the median at which a kernel needs no further round
+_FEWEST_ROUNDS, _MOST_ROUNDS = 8, 40
+_CALLS = 3
+_AGREE, _WITHIN = 3, 0.015  # so many of the fastest rounds of a chain must lie within this fraction
 _LONG_US, _MOST_COPIES = 60.0, 16  # a long chain takes this much more than a short one, within so many copies
 _SLOWEST_CHAIN_US = 20_000.0
 _LARGE_WEIGHTS, _COLD_BYTES = 40_000, 9_000_000
@@ -178,30 +180,15 @@ def measure_batch(kernels: Sequence[Kernel]) -> Sample:
             pairs[kernel] = _Pair(kernel)
         except Exception as error:  # noqa: BLE001  ONNX Runtime's own exceptions share no base class
             log.warning("no latency of %s: ONNX Runtime refuses it: %s", kernel, " ".join(str(error).split())[:200])
-    slopes: dict[Kernel, list[float]] = {kernel: [] for kernel in pairs}
-    yardstick: list[float] = []
-    open_kernels = list(pairs)
+    open_pairs = list(pairs.values())
     for done in range(_MOST_ROUNDS):
-        yardstick.append(reference.slope_us())
-        for kernel in open_kernels:
-            slopes[kernel].append(pairs[kernel].slope_us())
+        for pair in (reference, *open_pairs):
+            pair.time_once()
         if done + 1 >= _FEWEST_ROUNDS:
-            open_kernels = [kernel for kernel in open_kernels if not _stable(slopes[kernel])]
-        if not open_kernels:
+            open_pairs = [pair for pair in open_pairs if not pair.settled]
+        if not open_pairs:
             break
-    return Sample({kernel: _summary(values) for kernel, values in slopes.items()}, _summary(yardstick).latency_us)
-
-
-def _summary(slopes: Sequence[float]) -> Latency:
-    low, middle, high = np.quantile(slopes, [0.25, 0.5, 0.75])
-    return Latency(max(float(middle), _SMALLEST_US), float(high - low) / 2, len(slopes))
-
-
-def _stable(slopes: Sequence[float]) -> bool:
-    """Whether the standard error of the median (of a normal with these quartiles) is small enough."""
-    summary = _summary(slopes)
-    assert summary.spread_us is not None
-    return bool(1.2533 * summary.spread_us / 0.6745 / np.sqrt(len(slopes)) < _STABLE * summary.latency_us)
+    return Sample({kernel: pair.latency for kernel, pair in pairs.items()}, reference.latency.latency_us)
 
 
 def chain_copies(kernel: Kernel) -> tuple[int, int]:
@@ -227,9 +214,25 @@ class _Pair:
         self._short, self._long = (BoundModel(kernel_model(kernel, copies), values) for copies in (short, long))
         self._more = long - short
 
-    def slope_us(self) -> float:
-        """Microseconds a copy takes, this round."""
-        return (self._long.fastest_us(_CALLS) - self._short.fastest_us(_CALLS)) / self._more
+        self._times: tuple[list[float], list[float]] = ([], [])
+
+    def time_once(self) -> None:
+        """One round: both chains, one right after the other."""
+        for model, times in zip((self._short, self._long), self._times, strict=True):
+            times.append(model.fastest_us(_CALLS))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the fastest rounds of both chains agree."""
+        return all(np.ptp(np.sort(times)[:_AGREE]) <= _WITHIN * min(times) for times in self._times)
+
+    @property
+    def latency(self) -> Latency:
+        """Microseconds a copy takes; the spread is that of the fastest rounds."""
+        fastest = [np.sort(times)[:_AGREE] for times in self._times]
+        slope = float(fastest[1][-1] - fastest[0][-1]) / self._more
+        spread = float(sum(np.ptp(times) for times in fastest)) / 2 / self._more
+        return Latency(max(slope, _SMALLEST_US), spread, len(self._times[0]))
 
 
 def single_thread_options() -> onnxruntime.SessionOptions:

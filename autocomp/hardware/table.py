@@ -26,8 +26,8 @@ UNITS = ("us", "ms")
 class Latency:
     """One kernel's latency.
 
-    latency_us: microseconds, above 0. spread_us: half of the interquartile range over rounds, None where unknown.
-    repeats: rounds that it is the median of, None where unknown.
+    latency_us: microseconds, above 0. spread_us: half-width of what repeated rounds gave, None where unknown.
+    repeats: number of rounds, None where unknown.
     """
 
     latency_us: float
