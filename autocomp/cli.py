@@ -493,8 +493,15 @@ def _print_json(document: Any) -> None:
 def _print_fields(document: Any) -> None:
     import yaml
 
-    # Lists of plain values on one line, mappings one key a line: the shortest form that still reads as YAML.
-    text = yaml.safe_dump(_plain(document), sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)
+    class Dumper(yaml.SafeDumper):
+        """One key a line; a list of plain values stays on its line."""
+
+    def represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
+        plain = not any(isinstance(item, dict | list) for item in items)
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=plain)
+
+    Dumper.add_representer(list, represent_list)
+    text = yaml.dump(_plain(document), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
     print(text, end="")
 
 

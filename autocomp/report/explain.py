@@ -64,7 +64,11 @@ def summary(policy: Policy, layers: Sequence[LayerFacts]) -> list[str]:
     parts = [f"{bits:.1f} bits a weight ({listed})"]
     integer = sum(row.activation == "int8" for row in rows)
     parts.append(
-        "all layers int8" if integer == len(rows) else f"{integer} of {len(rows)} layers int8" if integer else "float"
+        "all layers int8"
+        if integer == len(rows)
+        else f"{integer} of {len(rows)} layers int8"
+        if integer
+        else "all layers run in float"
     )
     if sparsity >= 0.005:
         parts.append(f"{sparsity * 100:.0f} % of the weights zero")

@@ -19,8 +19,8 @@ def size(count: float | None) -> str:
     if count is None:
         return "–"
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        # 999,950 would print as "1000 kB" if the choice were made before the rounding.
-        if round(count / factor, 2) >= 1:
+        # 999,950 rounds to 1.00 MB, not to 1000 kB.
+        if count / factor >= 0.9995:
             return f"{significant(count / factor)} {unit}"
     return f"{count:.0f} B"
 

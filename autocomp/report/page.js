@@ -105,5 +105,12 @@
     row.addEventListener("click", () => pick(row.dataset.point));
   });
   window.addEventListener("beforeprint", () => charts.forEach((chart) => Plotly.Plots.resize(chart)));
+  // report.html#17 opens with point 17 picked: a link that can be sent.
+  const linked = () => {
+    const name = decodeURIComponent(location.hash.slice(1));
+    if (name in data.points) pick(name);
+  };
+  window.addEventListener("hashchange", linked);
   if (data.first !== null) pick(data.first);
+  linked();
 })();

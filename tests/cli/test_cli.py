@@ -1,0 +1,254 @@
+"""The command line: what a user types wrong, what it costs to ask for help, and what reaches the search."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from fabricated import fabricate
+
+from autocomp import cli
+from autocomp.errors import RunError, UserError
+
+VERBS = [
+    "search",
+    "resume",
+    "estimate",
+    "compress",
+    "verify",
+    "report",
+    "hw list",
+    "hw show",
+    "space list",
+    "space show",
+]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Takes what the real settings take, so that the command line is tested without torch and ray."""
+
+    task: str
+    network: str | None
+    data: Path | None
+    test_data: Path | None
+    hw: str
+    budget: Any
+    controller: str
+    space: str | None
+    trials: int | None
+    minutes: float | None
+    seed: int
+    workers: int | None
+    address: str | None
+    out: Path | None
+    epochs: int | None
+
+
+class FakeSearch(ModuleType):
+    """Stands in for autocomp.search: records the settings, and does what `act` does."""
+
+    SearchSettings = Settings
+
+    def __init__(self) -> None:
+        super().__init__("autocomp.search")
+        self.asked: Settings | None = None
+        self.act: Any = None
+
+    def run_search(self, settings: Settings, display: Any) -> Path:
+        self.asked = settings
+        return self.act()
+
+    def resume_search(self, run: Path, display: Any) -> Path:
+        return self.act()
+
+
+@pytest.fixture
+def search(monkeypatch):
+    fake = FakeSearch()
+    monkeypatch.setitem(sys.modules, "autocomp.search", fake)
+    return fake
+
+
+def complaint(capsys) -> str:
+    """The one line on standard error; nothing may be on standard output."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("autocomp: ")
+    return lines[0]
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom autocomp.cli import main\nmain(['--help'])\nmain(['search', '--help'])\n"
+        "heavy = {'torch', 'ray', 'onnx', 'onnxruntime', 'pandas', 'plotly', 'optuna', 'numpy', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_shows_examples(verb, capsys):
+    assert cli.main([*verb.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Examples:" in shown
+    assert f"$ autocomp {verb}" in shown
+
+
+def test_module_and_version():
+    result = subprocess.run([sys.executable, "-m", "autocomp", "--version"], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout.strip()) == (0, cli.__version__)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("search", "--hw is missing"),
+        ("search --hw", "--hw needs a value"),
+        ("serch --hw host_cpu", "search"),
+        ("search --hw host_cpu extra", "'extra'"),
+        ("search --hw host_cpu --budgett 4MB", "--budgett"),
+        ("search --hw host_cpu --trials many", "--trials"),
+        ("search --hw host_cpu --trials 0", "--trials: expected a whole number of at least 1, got 0"),
+        ("search --hw host_cpu --trials -3", "got -3"),
+        ("search --hw host_cpu --minutes 0", "--minutes"),
+        ("search --hw host_cpu --minutes nan", "--minutes"),
+        ("search --hw host_cpu --workers 0", "--workers"),
+        ("search --hw host_cpu --seed -1", "--seed"),
+        ("search --hw host_cpu --epochs -1", "--epochs"),
+        ("search --hw host_cpu --budget 4quux", "'4quux'"),
+        ("search --hw host_cpu --budget 0", "must be greater than 0"),
+        ("search --hw host_cpu --budget -4MB", "must be greater than 0, got '-4MB'"),
+        ("search --hw host_cpu --max-latency 2lightyears", "--max-latency"),
+        ("search --hw host_cpu --max-accuracy-drop 200", "--max-accuracy-drop"),
+        ("search --hw host_cpu --controller tpee", "did you mean 'tpe'?"),
+        ("search --hw host_cpu --data no/such/folder", "--data: no/such/folder does not exist"),
+        ("search --hw host_cpu --data pyproject.toml", "--data"),
+        ("hw show mobil_arm", "did you mean 'mobile_arm'?"),
+        ("hw", None),
+        ("verify no/such/run", "there is no run at no/such/run"),
+        ("report .", "is not a run directory"),
+        ("resume no/such/run", "there is no run"),
+        ("compress --hw host_cpu --policy no/such.json", "--policy: cannot read no/such.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, capsys, search):
+    if expected is None:  # a group of verbs without a verb shows its help
+        assert cli.main(arguments.split()) == 0
+        return
+    assert cli.main(arguments.split()) == 2
+    assert expected in complaint(capsys)
+
+
+def test_a_budget_with_a_space_is_one_line(capsys, search):
+    assert cli.main(["search", "--hw", "host_cpu", "--budget", "4 quux"]) == 2
+    assert "'4 quux'" in complaint(capsys)
+
+
+def test_options_reach_the_search(search, tmp_path, capsys):
+    run = fabricate(tmp_path / "run", trials=20, layers=6)
+    search.act = lambda: run
+    command = (
+        "search --hw host_cpu --budget 4MiB --max-latency 500us --max-accuracy-drop 0.5 --controller evolution "
+        f"--trials 7 --minutes 2.5 --seed 3 --workers 1 --epochs 0 --data {tmp_path} --out {tmp_path / 'new'} --json"
+    )
+    assert cli.main(command.split()) == 0
+    asked = search.asked
+    assert asked.budget == cli.Budget(4_194_304, 0.5, 0.005)
+    assert (asked.task, asked.controller, asked.trials, asked.minutes) == ("mnist", "evolution", 7, 2.5)
+    assert (asked.seed, asked.workers, asked.epochs, asked.data, asked.out) == (3, 1, 0, tmp_path, tmp_path / "new")
+    out, _ = capsys.readouterr()
+    document = json.loads(out)  # --json: one document and nothing else
+    assert document["run"] == str(run)
+    assert {row["name"] for row in document["references"]} == {"float", "int8"}
+    assert (run / "report.html").is_file()
+
+
+def test_an_interrupted_search_shows_what_it_has_and_exits_130(search, tmp_path, capsys):
+    search.act = lambda: fabricate(tmp_path / "run", trials=12, layers=6, status="interrupted")
+    assert cli.main(["search", "--hw", "host_cpu"]) == 130
+    assert "report.html" in capsys.readouterr().out
+
+
+class Wrapped(Exception):
+    """As Ray hands a worker's error on: the worker's own is in `cause`."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("a page of traceback\nfrom the worker")
+        self.cause = cause
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (UserError("the network returns a tuple"), 2, "the network returns a tuple"),
+        (RunError("every trial failed"), 1, "every trial failed"),
+        (Wrapped(UserError("photo.jpg is truncated")), 2, "photo.jpg is truncated"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 2, "cannot write runs/x: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "cannot write runs: Permission denied"),
+    ],
+)
+def test_faults_that_a_user_can_read(error, code, expected, search, capsys):
+    def act():
+        raise error
+
+    search.act = act
+    assert cli.main(["search", "--hw", "host_cpu"]) == code
+    assert expected in complaint(capsys)
+
+
+def test_the_unexpected_is_one_line_and_a_log(search, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def act():
+        raise ZeroDivisionError("a bug")
+
+    search.act = act
+    assert cli.main(["search", "--hw", "host_cpu"]) == 1
+    line = complaint(capsys)
+    assert "ZeroDivisionError: a bug" in line
+    (log,) = tmp_path.glob("autocomp-*.log")
+    assert str(log) in line
+    assert "Traceback" in log.read_text()
+
+
+def test_ctrl_c_before_there_is_anything_to_save(search):
+    def act():
+        raise KeyboardInterrupt
+
+    search.act = act
+    assert cli.main(["search", "--hw", "host_cpu"]) == 130
+
+
+@pytest.mark.parametrize(("problem", "code"), [("", 0), ("size_bytes: 9, on disk 10", 1)])
+def test_verify_exits_1_on_a_difference(problem, code, tmp_path, capsys, monkeypatch):
+    run = fabricate(tmp_path / "run", trials=12, layers=6)
+    fake = ModuleType("autocomp.export.verify")
+    fake.verify_run = lambda path: [{"id": "3", "ok": not problem, "problem": problem}]
+    monkeypatch.setitem(sys.modules, "autocomp.export.verify", fake)
+    assert cli.main(["verify", str(run), "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["differ"] == code
+
+
+def test_hw_list_as_json(capsys):
+    assert cli.main(["hw", "list", "--json"]) == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+    assert {"host_cpu", "mobile_arm"} <= set(names)
+
+
+def test_output_into_a_closed_pipe_is_no_traceback():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        command = [sys.executable, "-m", "autocomp", "hw", "show", "mobile_arm"]
+        result = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (141, "")
