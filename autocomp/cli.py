@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a failure of the run itself, 2 bad usage or input, 130 end
 can mend is one line on standard error; anything unforeseen is one line that names the file with the traceback.
 """
 
+import contextlib
 import errno
 import json as json_format
 import os
@@ -11,7 +12,7 @@ import sqlite3
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -157,6 +158,20 @@ def _at_least(option: str, value: int | None, least: int) -> None:
         raise UserError(f"{option}: expected a whole number of at least {least}, got {value}")
 
 
+@contextlib.contextmanager
+def _strays_on_stderr() -> Iterator[None]:
+    """Whatever libraries print meanwhile, from Python or from C, goes to standard error: stdout is for the result."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
 @app.command(
     help_epilogue=_examples(
         "autocomp search --hw mobile_arm --budget 4MB",
@@ -228,7 +243,7 @@ def search(
     from autocomp.report.progress import make_display
     from autocomp.search import run_search
 
-    with make_display() as display:
+    with _strays_on_stderr(), make_display() as display:
         run = run_search(settings, display)
     return _present(run, as_json=json)
 
@@ -249,7 +264,7 @@ def resume(run: Path, *, json: bool = False) -> int:
     from autocomp.search import resume_search
 
     find_run(run)
-    with make_display() as display:
+    with _strays_on_stderr(), make_display() as display:
         finished = resume_search(run, display)
     return _present(finished, as_json=json)
 
@@ -296,7 +311,8 @@ def estimate(*, options: TaskOptions, policy: Path | None = None, json: bool = F
     decided = None if policy is None else _read_policy(policy)
     from autocomp.search import estimate as estimate_policy
 
-    document = estimate_policy(decided, settings)
+    with _strays_on_stderr():
+        document = estimate_policy(decided, settings)
     if json:
         _print_json(document)
     else:
@@ -326,7 +342,9 @@ def compress(*, options: TaskOptions, policy: Path, out: Path | None = None, epo
     _read_policy(policy)  # a fault in the file is worth knowing before the network is built
     from autocomp.search import compress as compress_policy
 
-    print(compress_policy(policy, settings))
+    with _strays_on_stderr():
+        folder = compress_policy(policy, settings)
+    print(folder)
     return DONE
 
 
@@ -348,7 +366,8 @@ def verify(run: Path, *, json: bool = False) -> int:
     find_run(run)
     from autocomp.export.verify import verify_run
 
-    rows = verify_run(run)
+    with _strays_on_stderr():
+        rows = verify_run(run)
     wrong = [row for row in rows if not row["ok"]]
     if json:
         _print_json({"run": str(run), "files": rows, "differ": len(wrong)})

@@ -173,6 +173,20 @@ def test_options_reach_the_search(search, tmp_path, capsys):
     assert (run / "report.html").is_file()
 
 
+def test_what_libraries_print_stays_out_of_the_document(search, tmp_path, capfd):
+    def act():
+        print("from Python")
+        os.write(1, b"from C\n")
+        return fabricate(tmp_path / "run", trials=12, layers=6)
+
+    search.act = act
+    assert cli.main(["search", "--hw", "host_cpu", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["status"] == "done"
+    assert "from Python" in err
+    assert "from C" in err
+
+
 def test_an_interrupted_search_shows_what_it_has_and_exits_130(search, tmp_path, capsys):
     search.act = lambda: fabricate(tmp_path / "run", trials=12, layers=6, status="interrupted")
     assert cli.main(["search", "--hw", "host_cpu"]) == 130
