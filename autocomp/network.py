@@ -97,6 +97,7 @@ class KernelNode:
     layer: the layer it executes, or None.
     int8: whether the runtime has an integer kernel for it when its inputs are int8 (layers: when the policy says so).
     free: no work of its own (reshape, flatten): it only passes its input's precision on.
+    keeps_range: its result takes only values of its input (max pooling, transpose), so both share one int8 grid.
     output: its result is the network's output, which stays float.
     """
 
@@ -114,8 +115,8 @@ class KernelNode:
     layer: str | None = None
     int8: bool = False
     free: bool = False
+    keeps_range: bool = False
     output: bool = False
-    out_elements_per_channel: int = 1
 
     def kernel(self, precision: Precision, policy: Policy | None = None) -> Kernel:
         """The table key of this kernel under `policy`."""
@@ -184,7 +185,7 @@ def plan_execution(network: NetworkSpec, policy: Policy) -> Execution:
     """Precision of each kernel under `policy`, by the rule that the ONNX writer follows.
 
     A layer runs as int8 if the policy says so. Anything else runs as int8 if it has an integer kernel and all its
-    inputs are int8. A float tensor is quantized once for all its int8 readers, an int8 tensor dequantized once for
+    inputs are int8, except for what makes the network's output, which is float. A float tensor is quantized once for all its int8 readers, an int8 tensor dequantized once for
     all its float readers.
     """
     precisions: list[Precision] = []
@@ -194,16 +195,19 @@ def plan_execution(network: NetworkSpec, policy: Policy) -> Execution:
     for index, node in enumerate(network.kernels):
         if node.layer is not None:
             precision: Precision = "int8" if policy.layer(node.layer).activation == "int8" else "fp32"
-        elif (node.int8 or node.free) and all(stored[source] == "int8" for source in node.inputs):
+        elif not node.output and node.int8 and node.inputs and all(stored[source] == "int8" for source in node.inputs):
             precision = "int8"
         else:
             precision = "fp32"
         precisions.append(precision)
-        stored[index] = "fp32" if node.output else precision
+        # A linear layer writes float by itself; an integer convolution has an int8 result, whoever reads it.
+        stored[index] = "fp32" if node.output and node.op == "linear" else precision
         for source in node.inputs:
             if stored[source] != precision:
                 step = (source, "quantize" if precision == "int8" else "dequantize")
                 if step not in seen:
                     seen.add(step)
                     conversions.append(step)
+        if node.output and stored[index] == "int8":
+            conversions.append((index, "dequantize"))
     return Execution(tuple(precisions), tuple(conversions))

@@ -1,0 +1,264 @@
+"""A pruned network with quantizers in it: trained as a torch module, handed on as plain integer arrays."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from autocomp.compress.graph import argument, get_parameter
+from autocomp.compress.prune import check_policy, prune
+from autocomp.compress.quantize import (
+    ActivationQuantizer,
+    Grid,
+    TensorRange,
+    WeightQuantizer,
+    activation_range,
+    representable_scales,
+)
+from autocomp.compress.trace import Traced
+from autocomp.network import NETWORK_INPUT, Execution, plan_execution
+from autocomp.policy import Policy
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer as the file holds it.
+
+    weight: float32 (out, in / groups, …), zeros where pruned; for a quantized layer exactly what its integers stand
+    for. levels: int8 of the same shape, or None for a float layer. base, ratios: the scale of output channel c is
+    base * ratios[c]. mask: True where a weight is kept, None if all are. bias: float32 (out,), rounded to float16
+    for quantized layers.
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+    bits: int | None = None
+    integer: bool = False
+    levels: NDArray[np.int8] | None = None
+    base: np.float32 = np.float32(1)
+    ratios: NDArray[np.float16] | None = None
+    mask: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class CompressedNetwork:
+    """Everything that the export writes: layers by name, and the uint8 range of each quantized tensor.
+
+    ranges: kernel index (or NETWORK_INPUT) → range of its result.
+    """
+
+    traced: Traced
+    policy: Policy
+    execution: Execution
+    layers: dict[str, LayerWeights]
+    ranges: dict[int, TensorRange]
+
+
+class QuantizedNetwork:
+    """The float network pruned by a policy; after `quantize`, with quantizers that mirror the file bit by bit.
+
+    Between the two, `module` is a plain float network that can be finetuned.
+    """
+
+    def __init__(self, traced: Traced, policy: Policy) -> None:
+        check_policy(traced.spec, policy)
+        self.traced = traced
+        self.policy = policy
+        self.execution = plan_execution(traced.spec, policy)
+        self.module: fx.GraphModule = prune(traced, policy)
+        self.quantizers = nn.ModuleDict()
+        self.ranges: dict[int, TensorRange] = {}
+        self._quantizer_of: dict[str, WeightQuantizer] = {}
+
+    def quantize(self, calibration: Iterable[torch.Tensor], *, correct_bias: bool = True) -> None:
+        """Choose scales and ranges on `calibration` batches of shape (n, …), and put the quantizers in place.
+
+        Activation ranges are taken from the float network, weight scales minimize the squared error per channel, and
+        biases take up the mean shift that weight rounding causes (Nagel et al. 2019, §4.2, with measured means).
+        """
+        wanted = self._quantized_tensors()
+        layers = {n: self.traced.layer_nodes[n] for n in self.policy.layers if self.policy.layer(n).quantized}
+        names = {i: self._tensor_name(i) for i in wanted}
+        observer = _Observer(self.module, set(names.values()), set(layers.values()) if correct_bias else set())
+        with torch.no_grad():
+            for batch in calibration:
+                observer.run(batch)
+        for index, name in names.items():
+            self.ranges[index] = activation_range(observer.samples(name))
+        for index in self._int8_kernels():
+            if self.traced.spec.kernels[index].keeps_range:
+                self.ranges[index] = self.ranges[self.traced.spec.kernels[index].inputs[0]]
+        self._insert_weight_quantizers()
+        if correct_bias:
+            for layer, node in layers.items():
+                self._correct_bias(layer, observer.means[node])
+        self._insert_activation_quantizers(wanted)
+        self.module.recompile()
+
+    def freeze(self) -> CompressedNetwork:
+        """The network as the file will hold it. `module` is settled to the same numbers, so that both can be compared."""
+        nodes = {node.name: node for node in self.module.graph.nodes}
+        layers = {}
+        for layer in self.traced.spec.layers:
+            decision = self.policy.layer(layer.name)
+            path = self.traced.weights[layer.name]
+            weight = get_parameter(self.module, path).detach()
+            bias_node = argument(nodes[self.traced.layer_nodes[layer.name]], 2, "bias", None)
+            bias = get_parameter(self.module, str(bias_node.target)).detach() if isinstance(bias_node, fx.Node) else None
+            quantizer = self._quantizer_of.get(layer.name)
+            mask = quantizer.mask.numpy() if quantizer is not None and quantizer.mask is not None else None
+            if quantizer is None or quantizer.grid is None:
+                dense = weight.numpy().astype(np.float32)
+                layers[layer.name] = LayerWeights(
+                    dense if mask is None else dense * mask, bias.numpy().copy() if bias is not None else None, mask=mask
+                )
+                continue
+            assert decision.weight_bits is not None
+            if bias is not None:
+                bias.copy_(bias.half().float())  # what the file stores
+            quantizer.settle()
+            scale = quantizer.log_scale.detach().exp()
+            base, ratios, stored = representable_scales(scale.flatten().numpy())
+            per_channel = torch.from_numpy(stored).reshape(scale.shape)
+            levels = Grid(decision.weight_bits).round(weight / per_channel).to(torch.int8).numpy()
+            if mask is not None:
+                levels = np.where(mask, levels, 0).astype(np.int8)
+            layers[layer.name] = LayerWeights(
+                weight=(levels * per_channel.numpy()).astype(np.float32),
+                bias=bias.numpy().copy() if bias is not None else None,
+                bits=decision.weight_bits, integer=decision.activation == "int8",
+                levels=levels, base=base, ratios=ratios, mask=mask,
+            )  # fmt: skip
+        return CompressedNetwork(self.traced, self.policy, self.execution, layers, dict(self.ranges))
+
+    def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """(weights and biases, logarithms of scales): the two learn at different rates."""
+        scales = [p for name, p in self.module.named_parameters() if name.endswith("log_scale")]
+        chosen = {id(p) for p in scales}
+        return [p for p in self.module.parameters() if id(p) not in chosen], scales
+
+    def _int8_kernels(self) -> list[int]:
+        return [i for i, p in enumerate(self.execution.precisions) if p == "int8"]
+
+    def _quantized_tensors(self) -> list[int]:
+        """Kernels (or NETWORK_INPUT) whose result needs a range of its own, in execution order."""
+        kernels = self.traced.spec.kernels
+        converted = [source for source, step in self.execution.conversions if step == "quantize"]
+        own = [
+            i
+            for i in self._int8_kernels()
+            if not kernels[i].keeps_range and not (kernels[i].output and kernels[i].op == "linear")
+        ]
+        return sorted({*converted, *own})
+
+    def _tensor_name(self, index: int) -> str:
+        return self.traced.input_name if index == NETWORK_INPUT else self.traced.tensors[index]
+
+    def _insert_weight_quantizers(self) -> None:
+        graph = self.module.graph
+        nodes = {node.name: node for node in graph.nodes}
+        for index, layer in enumerate(self.traced.spec.layers):
+            decision = self.policy.layer(layer.name)
+            if not decision.quantized and not decision.sparsity:
+                continue
+            weight = get_parameter(self.module, self.traced.weights[layer.name])
+            quantizer = WeightQuantizer(weight, decision.weight_bits, decision.sparsity)
+            self._quantizer_of[layer.name] = quantizer
+            self.module.add_submodule(f"weight_quantizer_{index}", quantizer)
+            node = nodes[self.traced.layer_nodes[layer.name]]
+            with graph.inserting_before(node):
+                call = graph.call_module(f"weight_quantizer_{index}", (node.args[1],))
+            node.args = (node.args[0], call, *node.args[2:])
+
+    def _insert_activation_quantizers(self, wanted: list[int]) -> None:
+        graph = self.module.graph
+        nodes = {node.name: node for node in graph.nodes}
+        starts = {nodes[name]: i for i, name in enumerate(self.traced.starts)}
+        for index in wanted:
+            node = nodes[self._tensor_name(index)]
+            target = f"activation_quantizer_{index + 1}"
+            self.module.add_submodule(target, ActivationQuantizer(self.ranges[index]))
+            users = list(node.users)
+            if index == NETWORK_INPUT or self.execution.precisions[index] == "fp32":
+                # A float tensor: only its integer readers see it quantized.
+                users = [u for u in users if self._reads_int8(u, starts)]
+            with graph.inserting_after(node):
+                call = graph.call_module(target, (node,))
+            for user in users:
+                user.replace_input_with(node, call)
+
+    def _reads_int8(self, node: fx.Node, starts: dict[fx.Node, int]) -> bool:
+        """Whether a reader of a float tensor is, or leads straight to, an integer kernel."""
+        if node in starts:
+            return self.execution.precisions[starts[node]] == "int8"
+        return any(self._reads_int8(user, starts) for user in node.users)
+
+    @torch.no_grad()
+    def _correct_bias(self, layer: str, input_mean: torch.Tensor) -> None:
+        """Subtract from the bias what the rounding of the weights adds to the layer's output on average."""
+        node = next(n for n in self.module.graph.nodes if n.name == self.traced.layer_nodes[layer])
+        bias_node = argument(node, 2, "bias", None)
+        if not isinstance(bias_node, fx.Node):
+            return
+        weight = get_parameter(self.module, self.traced.weights[layer])
+        shift = (self._quantizer_of[layer](weight) - weight).flatten(2).sum(2) if weight.ndim > 2 else (
+            self._quantizer_of[layer](weight) - weight
+        )
+        groups = self.traced.spec.layer_by_name[layer].groups
+        if self.traced.spec.layer_by_name[layer].depthwise:
+            groups = len(weight)
+        mean = input_mean.reshape(groups, -1)  # (groups, in / groups)
+        per_group = shift.reshape(groups, -1, shift.shape[1])  # (groups, out / groups, in / groups)
+        get_parameter(self.module, str(bias_node.target)).sub_(torch.einsum("goi,gi->go", per_group, mean).reshape(-1))
+
+
+class _Observer(fx.Interpreter):
+    """Runs the float graph and keeps samples of the named tensors and channel means of the named layers' inputs."""
+
+    SAMPLES = 100_000
+
+    def __init__(self, module: fx.GraphModule, tensors: set[str], layers: set[str]) -> None:
+        super().__init__(module)
+        self.tensors, self.layers = tensors, layers
+        self.kept: dict[str, list[torch.Tensor]] = {name: [] for name in tensors}
+        self.means: dict[str, torch.Tensor] = {}
+        self.batches = 0
+        self.generator = torch.Generator().manual_seed(0)
+
+    def run(self, *args: torch.Tensor) -> object:  # type: ignore[override]
+        self.batches += 1
+        return super().run(*args)
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        if n.name in self.tensors and isinstance(value, torch.Tensor):
+            self._keep(n.name, value)
+        if n.name in self.layers:
+            source = self.env[n.args[0]]  # type: ignore[index]
+            linear = "linear" in str(n.target)
+            mean = source.reshape(-1, source.shape[-1]).mean(0) if linear else source.flatten(2).mean((0, 2))
+            self.means[n.name] = self.means.get(n.name, torch.zeros(())) + (mean - self.means.get(n.name, 0)) / self.batches
+        return value
+
+    def _keep(self, name: str, value: torch.Tensor) -> None:
+        flat = value.flatten()
+        if len(flat) > self.SAMPLES:
+            index = torch.randint(len(flat), (self.SAMPLES,), generator=self.generator)
+            # The extremes decide about clipping: a sample must not miss them.
+            flat = torch.cat([flat[index], flat.min()[None], flat.max()[None]])
+        self.kept[name].append(flat.clone())
+
+    def samples(self, name: str) -> torch.Tensor:
+        return torch.cat(self.kept[name])
+
+
+def float_copy(traced: Traced) -> fx.GraphModule:
+    """The float network as a module of its own, for distillation and scoring."""
+    module = copy.deepcopy(traced.graph)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module

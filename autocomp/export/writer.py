@@ -1,0 +1,294 @@
+"""From a compressed network to an ONNX file that stock ONNX Runtime executes with integer kernels."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from autocomp.compress.network import CompressedNetwork, LayerWeights
+from autocomp.compress.quantize import Grid, TensorRange
+from autocomp.compress.trace import Traced
+from autocomp.export.functions import (
+    DOMAIN,
+    bias_function,
+    weight_function,
+    weight_function_name,
+    weight_inputs,
+)
+from autocomp.export.packing import choose_packing, pack_codes, pack_plane, padded
+from autocomp.network import NETWORK_INPUT
+
+PRODUCER = "autocomp"
+
+
+def float_template(traced: Traced) -> ModelProto:
+    """The float network as a small ONNX model: no debugging metadata, pooling and flattening in runtime-friendly form."""
+    model = onnx.load_model_from_string(traced.template)
+    graph = model.graph
+    del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:]
+    model.doc_string = graph.doc_string = ""
+    graph.name = traced.spec.name
+    model.producer_name, model.producer_version = PRODUCER, ""
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    _spell_pooling(graph)
+    _drop_unused(graph)
+    for index, node in enumerate(graph.node):
+        node.name = f"n{index}"
+    for layer, node in layer_consumers(traced, graph).items():
+        node.name = layer
+    return model
+
+
+def layer_consumers(traced: Traced, graph: GraphProto) -> dict[str, NodeProto]:
+    """Layer name → the Conv, Gemm or MatMul node that reads its weight."""
+    layer_of = {path: layer for layer, path in traced.weights.items()}
+    return {layer_of[n.input[1]]: n for n in graph.node if len(n.input) > 1 and n.input[1] in layer_of}
+
+
+def _spell_pooling(graph: GraphProto) -> None:
+    """ReduceMean over the image becomes GlobalAveragePool, which has an integer kernel; (n, c, …) → (n, c·…) Flatten."""
+    constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer if i.data_type == TensorProto.INT64}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "ReduceMean" and len(node.input) > 1 and node.input[1] in constants:
+            axes = sorted(int(a) for a in constants[node.input[1]])
+            keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+            if axes in ([2, 3], [-2, -1]):
+                result = node.output[0]
+                pooled = result if keep else f"{result}_4d"
+                nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], [pooled]))
+                if not keep:
+                    nodes.append(helper.make_node("Flatten", [pooled], [result], axis=1))
+                continue
+        if node.op_type == "Reshape" and node.input[1] in constants:
+            target = constants[node.input[1]]
+            if len(target) == 2 and (target[0] in (-1, 0)) and target[1] > 0:
+                nodes.append(helper.make_node("Flatten", [node.input[0]], [node.output[0]], axis=1))
+                continue
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _drop_unused(graph: GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input}
+    kept = [i for i in graph.initializer if i.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+class OnnxWriter:
+    """Writes compressed networks of one traced network. `build` is cheap: the float template is prepared once."""
+
+    def __init__(self, traced: Traced) -> None:
+        self.traced = traced
+        self._template = float_template(traced)
+        consumers = layer_consumers(traced, self._template.graph)
+        self._short = {layer.name: f"w{i}" for i, layer in enumerate(traced.spec.layers)}
+        self._missing = [layer.name for layer in traced.spec.layers if layer.name not in consumers]
+        if self._missing:
+            raise AssertionError(f"layers without a node in the ONNX graph: {self._missing}")
+
+    def build(self, network: CompressedNetwork) -> ModelProto:
+        model = ModelProto()
+        model.CopyFrom(self._template)
+        graph = model.graph
+        parts = _Parts()
+        consumers = layer_consumers(self.traced, graph)
+        source_of = {node.name: node.inputs[0] for node in self.traced.spec.kernels if node.layer is not None}
+        biases = {layer: _bias_name(graph, node) for layer, node in consumers.items()}
+        replaced = {node.input[1] for node in consumers.values()} | {b for b in biases.values() if b}
+        kept = [i for i in graph.initializer if i.name not in replaced]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        for layer, node in consumers.items():
+            weights = network.layers[layer]
+            transposed = node.op_type == "MatMul"
+            short = self._short[layer]
+            input_scale = _scale_name(source_of[layer]) if weights.integer else ""
+            old_bias = biases[layer]
+            node.input[1] = parts.weight(short, weights, transposed)
+            if old_bias is not None and weights.bias is not None:
+                new_bias = parts.bias(short, weights, input_scale, float_bias=transposed)
+                _replace_input(graph, node, old_bias, new_bias)
+            for attribute in node.attribute:
+                if attribute.name == "group" and self.traced.spec.layer_by_name[layer].depthwise:
+                    attribute.i = len(weights.weight)
+        self._quantize_tensors(graph, network, parts)
+        graph.initializer.extend(parts.initializers)
+        self._assemble(graph, parts)
+        model.functions.extend(parts.functions.values())
+        if parts.functions:
+            model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+        return model
+
+    def write(self, network: CompressedNetwork, path: Path) -> int:
+        """Write the file; returns its size in bytes. Nothing is left at `path` if it cannot be written whole."""
+        data = self.build(network).SerializeToString(deterministic=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(data)
+        partial.replace(path)
+        return path.stat().st_size
+
+    def _quantize_tensors(self, graph: GraphProto, network: CompressedNetwork, parts: "_Parts") -> None:
+        """Put QuantizeLinear → DequantizeLinear behind every tensor that has a range of its own."""
+        execution, kernels = network.execution, self.traced.spec.kernels
+        nodes_by_output = {name: node for node in graph.node for name in node.output}
+        readers: dict[str, list[NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                readers.setdefault(name, []).append(node)
+        outputs = {value.name for value in graph.output}
+        for index in sorted(network.ranges):
+            name = self.traced.input_name if index == NETWORK_INPUT else self.traced.tensors[index]
+            is_float = index == NETWORK_INPUT or execution.precisions[index] == "fp32"
+            consumers = readers.get(name, [])
+            if is_float:
+                wanted = {id(n) for k, p in enumerate(execution.precisions) if p == "int8" and index in kernels[k].inputs
+                          for n in self._entry_nodes(k, nodes_by_output)}  # fmt: skip
+                consumers = [n for n in consumers if id(n) in wanted]
+            if not consumers and name not in outputs:
+                continue
+            dequantized = parts.quantize_dequantize(index, name, network.ranges[index], is_output=name in outputs)
+            if name in outputs:
+                # The graph output keeps its name: what produced it now writes to another one.
+                nodes_by_output[name].output[0] = f"{name}_raw"
+            for node in consumers:
+                for position, source in enumerate(node.input):
+                    if source == name:
+                        node.input[position] = dequantized
+
+    def _entry_nodes(self, kernel: int, by_output: dict[str, NodeProto]) -> Iterable[NodeProto]:
+        """The ONNX nodes that read a kernel's inputs: its first node, for MatMul + Add the MatMul too."""
+        node = by_output[self.traced.starts[kernel]]
+        yield node
+        for name in node.input:
+            if name in by_output and by_output[name].op_type in ("MatMul", "GlobalAveragePool"):
+                yield by_output[name]
+
+    def _assemble(self, graph: GraphProto, parts: "_Parts") -> None:
+        """Order the nodes: unpacking first, each quantization right behind what it reads."""
+        body = list(graph.node)
+        del graph.node[:]
+        graph.node.extend(parts.prologue)
+        for name in [value.name for value in graph.input]:
+            graph.node.extend(parts.after.pop(name, []))
+        for node in body:
+            graph.node.append(node)
+            for name in node.output:
+                graph.node.extend(parts.after.pop(name, []))
+        assert not parts.after, f"tensors that nothing computes: {sorted(parts.after)}"
+
+
+def _bias_name(graph: GraphProto, node: NodeProto) -> str | None:
+    """The initializer that holds a layer's bias; for MatMul it is read by the Add behind it."""
+    if len(node.input) > 2:
+        return node.input[2]
+    if node.op_type == "MatMul":
+        stored = {i.name for i in graph.initializer}
+        for other in graph.node:
+            if other.op_type == "Add" and node.output[0] in other.input:
+                return next((name for name in other.input if name in stored), None)
+    return None
+
+
+def _replace_input(graph: GraphProto, node: NodeProto, old: str, new: str) -> None:
+    for candidate in graph.node if node.op_type == "MatMul" else [node]:
+        for position, name in enumerate(candidate.input):
+            if name == old:
+                candidate.input[position] = new
+
+
+def _scale_name(index: int) -> str:
+    return f"s{index + 1}"
+
+
+def raw_tensor(name: str, array: np.ndarray) -> TensorProto:
+    return numpy_helper.from_array(np.asarray(array, order="C"), name)
+
+
+class _Parts:
+    """Initializers, nodes and functions that a compressed file has beside the float graph's own."""
+
+    def __init__(self) -> None:
+        self.initializers: list[TensorProto] = []
+        self.prologue: list[NodeProto] = []
+        self.after: dict[str, list[NodeProto]] = {}
+        self.functions: dict[str, onnx.FunctionProto] = {}
+
+    def store(self, name: str, array: np.ndarray) -> str:
+        self.initializers.append(raw_tensor(name, array))
+        return name
+
+    def weight(self, short: str, layer: LayerWeights, transposed: bool) -> str:
+        """Store one weight; returns the name of the tensor that stands for it."""
+        kept = layer.weight.size if layer.mask is None else int(layer.mask.sum())
+        packing = choose_packing(layer.bits, layer.weight.size, kept)
+        if packing.bits == 32 and not packing.sparse:
+            return self.store(short, layer.weight.T if transposed else layer.weight)
+        values = layer.weight if layer.levels is None else layer.levels
+        if packing.sparse:
+            assert layer.mask is not None
+            values = values[layer.mask]
+        arguments: dict[str, np.ndarray] = {}
+        if packing.bits < 8:
+            codes = Grid(packing.bits).codes(values.reshape(-1))
+            arguments |= {f"plane{i}": plane for i, plane in enumerate(pack_codes(codes, packing.bits))}
+        else:
+            arguments["values"] = values
+        if packing.sparse:
+            mask = np.zeros(padded(layer.weight.size), np.uint8)
+            mask[: layer.weight.size] = layer.mask.reshape(-1)  # type: ignore[union-attr]
+            arguments["mask"] = pack_plane(mask, 1)
+        if layer.ratios is not None:
+            arguments |= {"base": np.array(layer.base, np.float32), "ratios": layer.ratios}
+        arguments["shape"] = np.array(layer.weight.shape, np.int64)
+        inputs = [
+            self.store(_argument_name(short, name), arguments[name]) for name in weight_inputs(packing)
+        ]
+        function = weight_function_name(packing, layer.integer, transposed)
+        if function not in self.functions:
+            self.functions[function] = weight_function(packing, layer.integer, transposed)
+        self.prologue.append(helper.make_node(function, inputs, [short], domain=DOMAIN))
+        return short
+
+    def bias(self, short: str, layer: LayerWeights, input_scale: str, float_bias: bool) -> str:
+        """Store one bias; `float_bias` where the consumer adds it in float although the weights are integers."""
+        assert layer.bias is not None
+        name = f"{short}_bias"
+        if layer.bits is None:
+            return self.store(name, layer.bias)
+        integer = layer.integer and not float_bias
+        function = bias_function(integer)
+        self.functions.setdefault(function.name, function)
+        stored = self.store(f"{short}h", layer.bias.astype(np.float16))
+        inputs = [stored, _argument_name(short, "base"), _argument_name(short, "ratios"), input_scale]
+        self.prologue.append(helper.make_node(function.name, inputs if integer else [stored], [name], domain=DOMAIN))
+        return name
+
+    def quantize_dequantize(self, index: int, name: str, range: TensorRange, is_output: bool) -> str:
+        """Add a QuantizeLinear / DequantizeLinear pair behind tensor `name`; returns the name of the result."""
+        scale = self.store(_scale_name(index), np.array(range.scale, np.float32))
+        zero = f"z{range.zero_point}"
+        if all(i.name != zero for i in self.initializers):
+            self.store(zero, np.array(range.zero_point, np.uint8))
+        source = f"{name}_raw" if is_output else name
+        result = name if is_output else f"d{index + 1}"
+        self.after[source] = [
+            helper.make_node("QuantizeLinear", [source, scale, zero], [f"q{index + 1}"]),
+            helper.make_node("DequantizeLinear", [f"q{index + 1}", scale, zero], [result]),
+        ]
+        return result
+
+
+def _argument_name(short: str, argument: str) -> str:
+    return f"{short}{argument[0]}{argument[-1] if argument[-1].isdigit() else ''}"
