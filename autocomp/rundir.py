@@ -77,7 +77,7 @@ class RunData:
     layers: tuple[LayerFacts, ...]
 
     @property
-    def float(self) -> Measured | None:
+    def float_reference(self) -> Measured | None:
         return self.references.get("float")
 
 

@@ -83,7 +83,7 @@ def most_useful(run: RunData) -> Measured | None:
     """The point to show first: the smallest that loses at most half a point of accuracy, else the most accurate."""
     if not run.front:
         return None
-    reference = run.float
+    reference = run.float_reference
     if reference is not None:
         close = [point for point in run.front if point.accuracy >= reference.accuracy - 0.005]
         if close:

@@ -57,7 +57,10 @@ def render(run: RunData) -> str:
         run=run,
         settings=settings,
         facts=_facts(settings),
-        rows=[(measured, *_against_float(measured, run.float)) for measured in [*run.references.values(), *run.front]],
+        rows=[
+            (measured, *_against_float(measured, run.float_reference))
+            for measured in [*run.references.values(), *run.front]
+        ],
         first=first,
         smallest=min(run.front, key=lambda point: point.size_bytes, default=None),
         fastest=min(run.front, key=lambda point: point.latency_ms, default=None),
@@ -153,7 +156,7 @@ def _page_data(run: RunData, first: Measured | None) -> dict[str, Any]:
     points = {}
     for point in run.front:
         policy = run.policies.get(point.name)
-        difference, smaller, faster = _against_float(point, run.float)
+        difference, smaller, faster = _against_float(point, run.float_reference)
         low, high = figures.significant(point.latency_low_ms), figures.milliseconds(point.latency_high_ms)
         points[point.name] = {
             "file": point.file,
@@ -313,7 +316,7 @@ def _frame(figure: go.Figure, run: RunData, axis: str, shown: Sequence[Measured]
 
 def _hover(measured: Measured, run: RunData, layers: Sequence[Any]) -> str:
     """Plotly reads a little HTML in hover texts, so names are escaped here too."""
-    difference, smaller, _ = _against_float(measured, run.float)
+    difference, smaller, _ = _against_float(measured, run.float_reference)
     low, high = figures.significant(measured.latency_low_ms), figures.significant(measured.latency_high_ms)
     lines = [
         f"<b>{escape(measured.name)}</b>",

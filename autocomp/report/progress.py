@@ -193,6 +193,7 @@ class PlainDisplay:
         self._flush()
         self._watch.phase(name, total, detail)
         self._line(name + (f" ({detail})" if detail else ""))
+        self._printed_at = time.monotonic()
 
     def advance(self, done: int) -> None:
         self._watch.done = done

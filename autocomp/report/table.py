@@ -14,7 +14,7 @@ from autocomp.rundir import Measured, RunData
 
 def front_table(run: RunData) -> Table:
     """Reference rows on top, then the front from the fewest bytes to the most. Fits into 80 columns."""
-    reference = run.float
+    reference = run.float_reference
     # Units stand in the headings: with them in the cells the table is wider than 80 columns.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("id", no_wrap=True)
