@@ -169,12 +169,13 @@ def _download_wheels(versions: Mapping[str, str], folder: Path) -> list[Path]:
 
 def _write_cpu(root: Path, core: Core) -> None:
     """Fake what Linux says about the core. Without it ONNX Runtime, which asks, crashes under QEMU."""
-    (root / "proc").mkdir(exist_ok=True)
-    (root / "proc/cpuinfo").write_text(core.cpuinfo())
-    for name, text in core.sysfs().items():
-        path = root / "sys/devices/system/cpu" / name
+    contents = {f"sys/devices/system/cpu/{name}": text + "\n" for name, text in core.sysfs().items()}
+    contents["proc/cpuinfo"] = core.cpuinfo()
+    for name, text in contents.items():
+        path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+        if not path.exists() or path.read_text() != text:  # another simulation may be reading it
+            path.write_text(text)
 
 
 def _compile_plugin(cache: Path) -> Path:

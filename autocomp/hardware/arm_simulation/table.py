@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from autocomp.errors import UserError
 from autocomp.hardware.arm_simulation.simulate import Simulation
+from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Kernel
 
 KERNEL_COLUMNS = tuple(field.name for field in fields(Kernel))
@@ -18,7 +18,7 @@ BATCH = 60
 
 
 def kernels_in(path: Path) -> set[Kernel]:
-    """Kernels that a table already holds; none if there is no file. UserError if it isn't such a table.
+    """Kernels that a table already holds; none if there is no file. UserError if it isn't a table.
 
     A last line that a kill cut short is removed from the file.
     """
@@ -26,18 +26,8 @@ def kernels_in(path: Path) -> set[Kernel]:
         return set()
     text = path.read_text()
     if not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-        path.write_text(text)
-    if not text:
-        return set()
-    header, *rows = csv.reader(text.splitlines())
-    if tuple(header) != COLUMNS:
-        raise UserError(f"{path} is no latency table: expected the columns {','.join(COLUMNS)}, got {','.join(header)}")
-    found = set()
-    for row in rows:
-        op, precision, *sizes = row[: len(KERNEL_COLUMNS)]
-        found.add(Kernel(op, "int8" if precision == "int8" else "fp32", *map(int, sizes)))
-    return found
+        path.write_text(text[: text.rfind("\n") + 1])
+    return set(LatencyTable.read(path)) if path.stat().st_size else set()
 
 
 def append(path: Path, simulations: Iterable[Simulation]) -> None:
