@@ -1,0 +1,131 @@
+"""Profiles: what ships loads and says what it executes; each fault is one line."""
+
+from pathlib import Path
+
+import pytest
+
+from autocomp.errors import UserError
+from autocomp.hardware.constraints import CONSTRAINTS, reason
+from autocomp.hardware.profile import ON_THE_SPOT, HardwareProfile, find_profile, profile_names
+from autocomp.network import Channels, LayerSpec
+from autocomp.policy import FLOAT, INT8, WEIGHT_BITS, LayerPolicy
+from autocomp.resources import data_folder
+
+TEXT = (data_folder("hw_profiles") / "host_cpu.yaml").read_text(encoding="utf-8")
+TABLE = (
+    "op,precision,in_channels,out_channels,height,width,kernel_h,kernel_w,stride,groups,latency_us,spread_us\n"
+    "conv,int8,16,32,8,8,3,3,1,1,12.5,\n"
+)
+
+
+def layer(op: str = "conv2d", shape: tuple[int, ...] = (32, 16, 3, 3), groups: int = 1, depthwise: bool = False) -> LayerSpec:
+    channels = Channels((("group", shape[0]),))
+    return LayerSpec("layer", op, shape, channels, channels, 64, groups, depthwise)
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_that_ships_is_complete(name: str) -> None:
+    profile = find_profile(name)
+    assert profile.name == name
+    assert profile.description
+    assert str(profile.provenance).startswith(profile.provenance.kind)
+    for bits in WEIGHT_BITS:
+        for activation in ("float", "int8"):
+            assert profile.veto(layer(), LayerPolicy(bits, activation)) is None
+    assert profile.veto(layer(), FLOAT) is None
+
+
+def test_the_simulated_profile_is_honest_about_its_error() -> None:
+    profile = find_profile("mobile_arm")
+    assert profile.provenance.kind == "simulated"
+    assert profile.calibration["relative_error"] >= profile.calibration["board_left_out_error_max"]
+
+
+def test_a_grouped_integer_convolution_is_vetoed_with_the_reason() -> None:
+    profile = find_profile("host_cpu")
+    grouped = layer(shape=(32, 4, 3, 3), groups=4)
+    assert profile.veto(grouped, INT8) == reason(CONSTRAINTS["integer_convolution_is_not_grouped"])
+    assert profile.veto(grouped, FLOAT) is None
+    assert profile.veto(layer(shape=(32, 1, 3, 3), groups=32, depthwise=True), INT8) is None
+    assert profile.veto(layer(shape=(8, 8, 3, 3, 3)), INT8) == reason(
+        CONSTRAINTS["integer_convolution_has_at_most_two_axes"]
+    )
+
+
+def test_what_has_no_kernel_is_vetoed() -> None:
+    floats_only = HardwareProfile.parse(TEXT.replace("activation: int8", "activation: float"))
+    said = floats_only.veto(layer("linear", (10, 32)), LayerPolicy(4, "int8", 0.5))
+    assert said is not None and "linear" in said and "w4a8" in said
+
+
+def test_bytes_only_is_said_of_weights_that_run_as_float() -> None:
+    profile = find_profile("host_cpu")
+    weight_only, integer = profile.capability(layer(), LayerPolicy(4)), profile.capability(layer(), INT8)
+    assert weight_only is not None and weight_only.bytes_only and weight_only.runs_as == "fp32"
+    assert integer is not None and not integer.bytes_only and integer.runs_as == "int8"
+    assert profile.unstructured_sparsity_bytes_only
+
+
+FAULTS = {
+    "unknown key": ("threads: 1", "thread: 1", "unknown key 'thread': did you mean 'threads'?"),
+    "unknown nested key": ("  version:", "  versoin:", "unknown key 'runtime.versoin': did you mean 'version'?"),
+    "unknown key in a list": ("runs_as: int8", "run_as: int8", "did you mean 'runs_as'?"),
+    "missing key": ("unit: us\n", "", "the key 'unit' is missing"),
+    "key twice": ("unit: us\n", "unit: us\nunit: ms\n", "'unit' stands twice"),
+    "wrong type": ("threads: 1", "threads: one", "threads: input should be a valid integer"),
+    "no threads": ("threads: 1", "threads: 0", "threads"),
+    "number as text": ('version: "1.32.0"', "version: 1.32", "runtime.version"),
+    "unknown provenance": ("kind: measured", "kind: guessed", "provenance.kind"),
+    "unknown unit": ("unit: us", "unit: seconds", "unit"),
+    "NaN": ("relative_error: 0.08", "relative_error: .nan", "relative_error must be a number"),
+    "no band": ("relative_error: 0.08", "relative: 0.08", "relative_error is missing"),
+    "unknown bits": ("[8]", "[9]", "executes"),
+    "unknown constraint": ("- integer_convolution_is_not_grouped", "- integer_convolution_not_grouped", "did you mean"),
+    "table elsewhere": (f"table: {ON_THE_SPOT}", "table: ../other.csv", "table: expected the name of a .csv file"),
+    "not a mapping": (TEXT, "- 1\n", "expected keys with values"),
+    "empty": (TEXT, "", "expected keys with values"),
+    "not YAML": ("name: host_cpu", "name: [", "is not YAML"),
+    "python object": ("name: host_cpu", "name: !!python/object:os.system {}", "is not YAML"),
+    "key that is a list": ("unit: us", "? [a]\n: b", "is not YAML"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_one_line(fault: str, tmp_path: Path) -> None:
+    old, new, said = FAULTS[fault]
+    assert old in TEXT
+    path = tmp_path / "device.yaml"
+    path.write_text(TEXT.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        find_profile(str(path))
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_and_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'host_cpu'"):
+        find_profile("host-cpu")
+    with pytest.raises(UserError, match="does not exist"):
+        find_profile(str(tmp_path / "none.yaml"))
+    (tmp_path / "elsewhere.yaml").write_text(TEXT)
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    (folder / "device.yaml").symlink_to(tmp_path / "elsewhere.yaml")
+    with pytest.raises(UserError, match="symbolic link"):
+        find_profile(str(folder / "device.yaml"))
+
+
+def test_the_digest_follows_profile_and_table(tmp_path: Path) -> None:
+    path = tmp_path / "device.yaml"
+
+    def digest(text: str, table: str) -> str:
+        path.write_text(text.replace(ON_THE_SPOT, "device.csv"))
+        (tmp_path / "device.csv").write_text(table)
+        return find_profile(str(path)).digest()
+
+    first = digest(TEXT, TABLE)
+    assert first == digest(TEXT, TABLE)
+    assert first != digest(TEXT, TABLE.replace("12.5", "12.6"))
+    assert first != digest(TEXT.replace("threads: 1", "threads: 2"), TABLE)
+    assert len(find_profile(str(path)).latencies) == 1
