@@ -17,7 +17,7 @@ from autocomp.export.functions import (
     weight_function_name,
     weight_inputs,
 )
-from autocomp.export.packing import choose_packing, pack_codes, pack_plane, padded
+from autocomp.export.packing import Packing, choose_packing, pack_codes, pack_plane, padded
 from autocomp.network import NETWORK_INPUT
 
 PRODUCER = "autocomp"
@@ -91,29 +91,39 @@ class OnnxWriter:
 
     def __init__(self, traced: Traced) -> None:
         self.traced = traced
-        self._template = float_template(traced)
-        consumers = layer_consumers(traced, self._template.graph)
-        self._short = {layer.name: f"w{i}" for i, layer in enumerate(traced.spec.layers)}
+        self.template = float_template(traced)
+        consumers = layer_consumers(traced, self.template.graph)
+        self._short_names = {layer.name: f"w{i}" for i, layer in enumerate(traced.spec.layers)}
         self._missing = [layer.name for layer in traced.spec.layers if layer.name not in consumers]
         if self._missing:
             raise AssertionError(f"layers without a node in the ONNX graph: {self._missing}")
 
+    def short_name(self, layer: str) -> str:
+        """What a layer's tensors are called in the file: names cost bytes."""
+        return self._short_names[layer]
+
+    def layer_initializers(self) -> list[str]:
+        """Names of the template's tensors that a layer's own take the place of."""
+        graph = self.template.graph
+        consumers = layer_consumers(self.traced, graph).values()
+        return [n.input[1] for n in consumers] + [b for n in consumers if (b := _bias_name(graph, n)) is not None]
+
     def build(self, network: CompressedNetwork) -> ModelProto:
         model = ModelProto()
-        model.CopyFrom(self._template)
+        model.CopyFrom(self.template)
         graph = model.graph
-        parts = _Parts()
+        parts = Parts()
         consumers = layer_consumers(self.traced, graph)
         source_of = {node.name: node.inputs[0] for node in self.traced.spec.kernels if node.layer is not None}
         biases = {layer: _bias_name(graph, node) for layer, node in consumers.items()}
-        replaced = {node.input[1] for node in consumers.values()} | {b for b in biases.values() if b}
+        replaced = set(self.layer_initializers())
         kept = [i for i in graph.initializer if i.name not in replaced]
         del graph.initializer[:]
         graph.initializer.extend(kept)
         for layer, node in consumers.items():
             weights = network.layers[layer]
             transposed = node.op_type == "MatMul"
-            short = self._short[layer]
+            short = self.short_name(layer)
             input_scale = _scale_name(source_of[layer]) if weights.integer else ""
             old_bias = biases[layer]
             node.input[1] = parts.weight(short, weights, transposed)
@@ -139,7 +149,7 @@ class OnnxWriter:
         partial.replace(path)
         return path.stat().st_size
 
-    def _quantize_tensors(self, graph: GraphProto, network: CompressedNetwork, parts: "_Parts") -> None:
+    def _quantize_tensors(self, graph: GraphProto, network: CompressedNetwork, parts: "Parts") -> None:
         """Put QuantizeLinear → DequantizeLinear behind every tensor that has a range of its own."""
         execution, kernels = network.execution, self.traced.spec.kernels
         nodes_by_output = {name: node for node in graph.node for name in node.output}
@@ -148,6 +158,12 @@ class OnnxWriter:
             for name in node.input:
                 readers.setdefault(name, []).append(node)
         outputs = {value.name for value in graph.output}
+        sandwiched = {
+            id(node)
+            for k, kernel in enumerate(kernels)
+            if kernel.layer is not None and execution.precisions[k] == "fp32" and k in network.ranges
+            for node in self._entry_nodes(k, nodes_by_output)
+        }
         for index in sorted(network.ranges):
             name = self.traced.input_name if index == NETWORK_INPUT else self.traced.tensors[index]
             is_float = index == NETWORK_INPUT or execution.precisions[index] == "fp32"
@@ -163,9 +179,27 @@ class OnnxWriter:
                 # The graph output keeps its name: what produced it now writes to another one.
                 nodes_by_output[name].output[0] = f"{name}_raw"
             for node in consumers:
+                reads = dequantized
+                if id(node) in sandwiched:
+                    reads = parts.plain_dequantize(index, name)
                 for position, source in enumerate(node.input):
                     if source == name:
-                        node.input[position] = dequantized
+                        node.input[position] = reads
+            self._quantize_before_flatten(index, name, nodes_by_output, parts, network.ranges[index])
+
+    @staticmethod
+    def _quantize_before_flatten(
+        index: int, name: str, by_output: dict[str, NodeProto], parts: "Parts", range: TensorRange
+    ) -> None:
+        """A pooling that drops its spatial axes is GlobalAveragePool and Flatten: both need the same quantization."""
+        flatten = by_output.get(name)
+        if flatten is not None and flatten.op_type == "Flatten" and flatten.input[0] == f"{name}_4d":
+            scale, zero = _scale_name(index), f"z{range.zero_point}"
+            parts.after[f"{name}_4d"] = [
+                helper.make_node("QuantizeLinear", [f"{name}_4d", scale, zero], [f"p{index + 1}"]),
+                helper.make_node("DequantizeLinear", [f"p{index + 1}", scale, zero], [f"f{index + 1}"]),
+            ]
+            flatten.input[0] = f"f{index + 1}"
 
     def _entry_nodes(self, kernel: int, by_output: dict[str, NodeProto]) -> Iterable[NodeProto]:
         """The ONNX nodes that read a kernel's inputs: its first node, for MatMul + Add the MatMul too."""
@@ -175,7 +209,7 @@ class OnnxWriter:
             if name in by_output and by_output[name].op_type in ("MatMul", "GlobalAveragePool"):
                 yield by_output[name]
 
-    def _assemble(self, graph: GraphProto, parts: "_Parts") -> None:
+    def _assemble(self, graph: GraphProto, parts: "Parts") -> None:
         """Order the nodes: unpacking first, each quantization right behind what it reads."""
         body = list(graph.node)
         del graph.node[:]
@@ -216,7 +250,7 @@ def raw_tensor(name: str, array: np.ndarray) -> TensorProto:
     return numpy_helper.from_array(np.asarray(array, order="C"), name)
 
 
-class _Parts:
+class Parts:
     """Initializers, nodes and functions that a compressed file has beside the float graph's own."""
 
     def __init__(self) -> None:
@@ -229,10 +263,10 @@ class _Parts:
         self.initializers.append(raw_tensor(name, array))
         return name
 
-    def weight(self, short: str, layer: LayerWeights, transposed: bool) -> str:
-        """Store one weight; returns the name of the tensor that stands for it."""
+    def weight(self, short: str, layer: LayerWeights, transposed: bool, packing: Packing | None = None) -> str:
+        """Store one weight, by default in the smaller packing; returns the name of the tensor that stands for it."""
         kept = layer.weight.size if layer.mask is None else int(layer.mask.sum())
-        packing = choose_packing(layer.bits, layer.weight.size, kept)
+        packing = packing or choose_packing(layer.bits, layer.weight.size, kept)
         if packing.bits == 32 and not packing.sparse:
             return self.store(short, layer.weight.T if transposed else layer.weight)
         values = layer.weight if layer.levels is None else layer.levels
@@ -264,7 +298,7 @@ class _Parts:
     def bias(self, short: str, layer: LayerWeights, input_scale: str, float_bias: bool) -> str:
         """Store one bias; `float_bias` where the consumer adds it in float although the weights are integers."""
         assert layer.bias is not None
-        name = f"{short}_bias"
+        name = f"{short}a"  # "b" is the base of its scales
         if layer.bits is None:
             return self.store(name, layer.bias)
         integer = layer.integer and not float_bias
@@ -288,6 +322,28 @@ class _Parts:
             helper.make_node("DequantizeLinear", [f"q{index + 1}", scale, zero], [result]),
         ]
         return result
+
+    def plain_dequantize(self, index: int, name: str) -> str:
+        """Dequantize tensor `name` by arithmetic, for a float layer between integer ones.
+
+        Between DequantizeLinear and QuantizeLinear the runtime would quantize the layer's float weights by itself, to
+        8 bits per tensor, and run it as an integer kernel that nobody asked for.
+        """
+        result = f"e{index + 1}"
+        pair = next(nodes for nodes in self.after.values() if nodes[0].output[0] == f"q{index + 1}")
+        if len(pair) == 2:
+            scale, zero = pair[0].input[1:]
+            pair += [
+                helper.make_node("Cast", [f"q{index + 1}"], [f"{result}q"], to=TensorProto.FLOAT),
+                helper.make_node("Cast", [zero], [f"{result}z"], to=TensorProto.FLOAT),
+                helper.make_node("Sub", [f"{result}q", f"{result}z"], [f"{result}c"]),
+                helper.make_node("Mul", [f"{result}c", scale], [result]),
+            ]
+        return result
+
+
+#: Endings of the tensors whose bytes do not depend on the number of weights and channels: base and shape.
+FIXED_ARGUMENTS = ("b", "s")
 
 
 def _argument_name(short: str, argument: str) -> str:
