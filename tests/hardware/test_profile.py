@@ -18,7 +18,9 @@ TABLE = (
 )
 
 
-def layer(op: str = "conv2d", shape: tuple[int, ...] = (32, 16, 3, 3), groups: int = 1, depthwise: bool = False) -> LayerSpec:
+def layer(
+    op: str = "conv2d", shape: tuple[int, ...] = (32, 16, 3, 3), groups: int = 1, depthwise: bool = False
+) -> LayerSpec:
     channels = Channels((("group", shape[0]),))
     return LayerSpec("layer", op, shape, channels, channels, 64, groups, depthwise)
 
