@@ -135,6 +135,17 @@ def test_a_missing_program_is_named_with_its_debian_package(monkeypatch: pytest.
         sandbox.tool("llvm-mca-19")
 
 
+@pytest.mark.parametrize("version", ["7.2.22 (Debian 1:7.2+dfsg-7)", "8.2.0"])
+def test_qemu_versions_that_speak_the_plugins_interface(version: str) -> None:
+    sandbox.check_qemu(f"qemu-aarch64 version {version}\nCopyright")
+
+
+@pytest.mark.parametrize("text", ["qemu-aarch64 version 10.0.2\nCopyright", "qemu-aarch64 version 6.2.0", ""])
+def test_other_qemu_versions_are_a_user_error(text: str) -> None:
+    with pytest.raises(UserError, match=r"QEMU 7\.2 to 8\.2"):
+        sandbox.check_qemu(text)
+
+
 # ---- latency
 
 
@@ -283,7 +294,7 @@ def test_catalogue_holds_each_kernel_once_and_in_both_precisions() -> None:
     bool(sandbox.missing_tools()), reason=f"programs that are not installed: {', '.join(sandbox.missing_tools())}"
 )
 def test_a_small_convolution_on_a_simulated_a76() -> None:
-    """8×16×16 multiply-accumulates at 4 a cycle (one fp32 vector unit) to 16 a cycle bound what is plausible."""
+    """An A76 does at most 8 fp32 multiply-accumulates a cycle (two vector units); a good kernel at least a quarter."""
     if ctypes.sizeof(ctypes.c_void_p) != 8:
         pytest.skip("the plugin needs a 64-bit host")
     try:
@@ -295,6 +306,6 @@ def test_a_small_convolution_on_a_simulated_a76() -> None:
     as_float, as_int8 = simulator.simulate(kernels)
     assert not simulator.failures
     macs = kernels[0].macs  # 262,144
-    assert macs / 16 < as_float.cycles < macs / 2
+    assert macs / 8 < as_float.cycles < macs / 2
     assert as_int8.cycles < as_float.cycles
     assert as_float.latency_us == pytest.approx(A76.microseconds(as_float.cycles))

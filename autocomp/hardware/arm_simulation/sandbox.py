@@ -6,6 +6,7 @@ Nothing on the host changes: apt works on a configuration and state of its own, 
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,18 @@ def tool(name: str) -> str:
     return path
 
 
+def check_qemu(version_text: str) -> None:
+    """UserError unless `qemu-aarch64 --version` names a version that speaks the plugin's interface."""
+    found = re.search(r"version (\d+)\.(\d+)", version_text)
+    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (7, 2) <= version < (9, 0):
+        raise UserError(
+            "the Arm simulation needs QEMU 7.2 to 8.2 (plugin interface 1), "
+            f"got {version_text.strip().splitlines()[0] if version_text.strip() else 'no version'}: "
+            "use the package qemu-user of Debian 12"
+        )
+
+
 def missing_tools() -> list[str]:
     """Names of the host programs that are not installed."""
     return [name for name in TOOLS if shutil.which(name) is None]
@@ -96,6 +109,8 @@ def prepare(core: Core, cache: Path | None = None) -> Sandbox:
     """
     for name in TOOLS:
         tool(name)
+    version = subprocess.run([tool("qemu-aarch64"), "--version"], capture_output=True, text=True, check=False)
+    check_qemu(version.stdout)
     cache = cache or user_cache_path("autocomp") / "arm_simulation"
     cache.mkdir(parents=True, exist_ok=True)
     versions = {name: importlib.metadata.version(name) for name in WHEELS}

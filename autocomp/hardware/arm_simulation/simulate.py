@@ -96,6 +96,17 @@ class Simulator:
             waiting = waiting[len(reports) + 1 :]
         return done
 
+    def model_cycles(self, model: bytes) -> float:
+        """Cycles of one inference of a whole ONNX model, the call of the session included."""
+        with TemporaryDirectory(prefix="arm_simulation-") as name:
+            folder = Path(name)
+            path = folder / "model.onnx"
+            path.write_bytes(model)
+            errors, ending = self._run_guest([path], folder / "blocks")
+            if errors != [None]:
+                raise RunError(f"the model did not run on the simulated core: {errors[0] if errors else ending}")
+            return self._pricer.cycles(_fewest(folder / "blocks", 0))
+
     def _run(self, kernels: Sequence[Kernel], folder: Path) -> tuple[list[tuple[Counter[Block], ...] | str], str]:
         """Histograms of each kernel's two models, or why there are none; fewer than kernels if the process died.
 
