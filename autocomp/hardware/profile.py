@@ -4,6 +4,7 @@ import datetime
 import difflib
 import hashlib
 import re
+import reprlib
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -192,9 +193,12 @@ class HardwareProfile(_Strict):
     def parse(cls, text: str, origin: str = "hardware profile") -> "HardwareProfile":
         """The profile in YAML `text`; `origin` names it in errors."""
         try:
-            document = yaml.load(text, Loader=_UniqueKeys)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            twice = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
+            document = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{origin} is not YAML: {error}") from None
+        if twice is not None:
+            raise UserError(f"{origin}: the key {twice!r} stands twice; keep one of them")
         if not isinstance(document, dict):
             raise UserError(f"{origin}: expected keys with values, got {type(document).__name__}")
         try:
@@ -203,15 +207,25 @@ class HardwareProfile(_Strict):
             raise UserError(f"{origin}: {_first_fault(error, cls)}") from None
 
 
-class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML's own reader keeps the last of two equal keys and says nothing."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"the key {twice!r} stands twice")
-        return dict(super().construct_mapping(node, deep))
+def _repeated_key(root: Any) -> str | None:
+    """A key that stands twice in one mapping; YAML's own reader keeps the last and says nothing."""
+    waiting, seen = [root], {id(root)}
+    while waiting:
+        node = waiting.pop()
+        children = []
+        if isinstance(node, yaml.MappingNode):
+            keys = [str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key in keys:
+                if keys.count(key) > 1:
+                    return key
+            children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = list(node.value)
+        for child in children:
+            if id(child) not in seen:  # anchors make it a graph, which may have more paths than can be walked
+                seen.add(id(child))
+                waiting.append(child)
+    return None
 
 
 def _text(path: Path) -> str:
@@ -251,7 +265,7 @@ def _first_fault(error: pydantic.ValidationError, model: type[pydantic.BaseModel
     if fault["type"] == "missing":
         return f"the key {where!r} is missing"
     message = re.sub(r"^Value error, ", "", fault["msg"])
-    came = "" if fault["type"] == "value_error" else f", got {str(fault['input'])[:60]!r}"
+    came = "" if fault["type"] == "value_error" else f", got {reprlib.repr(fault['input'])}"
     return f"{where}: {message[:1].lower()}{message[1:]}{came}"
 
 
