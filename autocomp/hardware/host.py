@@ -37,16 +37,18 @@ from autocomp.kernel import Kernel
 
 log = logging.getLogger(__name__)
 
-#: Timed in every round, and kept in the table: the yardstick for drift.
-REFERENCE = Kernel("conv", "fp32", 64, 64, 14, 14, 3, 3)
+#: Timed in every round, and kept in the table: the yardstick for drift. As short as the kernels that it stands for,
+#: because a longer chain is disturbed more often.
+REFERENCE = Kernel("conv", "fp32", 32, 32, 16, 16)
 
 _BATCH = 20
 _FEWEST_ROUNDS, _MOST_ROUNDS = 8, 40
 _CALLS = 3
 _AGREE, _WITHIN = 3, 0.015  # so many of the fastest rounds of a chain must lie within this fraction
+_DRIFT = 0.04  # the reference kernel repeats within this
 _SURPRISING = 0.08  # measured above what the other rows predict by so much (log): measured once more
 _LONG_US, _MOST_COPIES = 60.0, 16  # a long chain takes this much more than a short one, within so many copies
-_SLOWEST_CHAIN_US = 20_000.0
+_SLOWEST_CHAIN_US = 4_000.0  # a longer chain hardly ever runs undisturbed
 _LARGE_WEIGHTS, _COLD_BYTES = 40_000, 9_000_000
 _SMALLEST_US = 0.02  # what a slope of noise around zero is set to: kernels that cost nothing that can be measured
 #: What a kernel takes more inside a network, where another kernel ran before it: its code and parameters are no longer
@@ -117,11 +119,8 @@ def ensure_host_table(
     done = 0
     while done < len(order) and clock() < end:
         batch = order[done : done + _BATCH]
-        table = _measured(batch, table, measure)
-        table = host_table(folder).with_rows(
-            {kernel: table[kernel] for kernel in (REFERENCE, *batch) if kernel in table}
-        )
-        table.write(host_table_path(folder))  # merged, for another process may have added rows meanwhile
+        table = _measured(batch, host_table(folder), measure)  # read again: another process may have added rows
+        table.write(host_table_path(folder))
         done += len(batch)
         if progress is not None:
             progress(done, len(order), max(0.0, end - clock()))
@@ -133,18 +132,25 @@ def ensure_host_table(
         again = _measured(batch, table, measure)
         # Only a clear fall: the lower of any two would favour lucky placements in memory, which networks don't have.
         fall = np.exp(-_SURPRISING)
-        lower = {k: again[k] for k in batch if again[k].latency_us < fall * table[k].latency_us}
-        table = host_table(folder).with_rows(lower)
+        table = again.with_rows({k: table[k] for k in batch if again[k].latency_us > fall * table[k].latency_us})
         table.write(host_table_path(folder))
     return table
 
 
 def _measured(batch: Sequence[Kernel], table: LatencyTable, measure: Measure) -> LatencyTable:
-    """`table` with the rows of `batch`, corrected for the drift of the reference kernel since the first session."""
+    """`table` with the rows of `batch`, all at the speed of the fastest reference kernel seen so far.
+
+    A slower reference means that the whole batch ran slower (clock frequency, a busy neighbour): it is scaled down.
+    A faster one means that about all rows before. Changes within the noise of the reference are left alone.
+    """
     sample = measure(batch)
     yardstick = table[REFERENCE].latency_us if REFERENCE in table else sample.reference_us
-    rows = {kernel: _scaled(latency, yardstick / sample.reference_us) for kernel, latency in sample.latencies.items()}
-    return table.with_rows({REFERENCE: Latency(yardstick), **rows})
+    drift = sample.reference_us / yardstick
+    if abs(drift - 1) < _DRIFT:
+        drift = 1.0
+    before = {kernel: _scaled(latency, min(drift, 1.0)) for kernel, latency in table.items()}
+    rows = {kernel: _scaled(latency, 1 / max(drift, 1.0)) for kernel, latency in sample.latencies.items()}
+    return LatencyTable({**before, REFERENCE: Latency(yardstick * min(drift, 1.0)), **rows})
 
 
 def _doubtful(kernels: Sequence[Kernel], table: LatencyTable) -> list[Kernel]:
@@ -217,8 +223,8 @@ def measure_batch(kernels: Sequence[Kernel]) -> Sample:
             pair.time_once()
         if done + 1 >= _FEWEST_ROUNDS:
             open_pairs = [pair for pair in open_pairs if not pair.settled]
-        if not open_pairs:
-            break
+            if not open_pairs and reference.settled:
+                break
     return Sample({kernel: pair.latency for kernel, pair in pairs.items()}, reference.latency.latency_us)
 
 

@@ -166,3 +166,21 @@ def resnet(precision: Precision, size: int, width: float, multiple: int, seed: i
             x = net.add(y, shortcut, relu=True)
     net.classifier(x, 10)
     return net
+
+
+def efficientnet_lite0(precision: Precision, size: int = 224, seed: int = 0) -> NetworkBuilder:
+    """EfficientNet-Lite0, with ReLU in the place of ReLU6 (the same kernel)."""
+    net = NetworkBuilder(precision, seed)
+    x = net.conv(net.input(3, size), 32, 3, 2)
+    for expand, channels, blocks, stride, window in (
+        (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5),
+        (6, 320, 1, 1, 3),
+    ):  # fmt: skip
+        for block in range(blocks):
+            step = stride if block == 0 else 1
+            y = net.conv(x, x.channels * expand) if expand > 1 else x
+            y = net.conv(y, y.channels, window, step, depthwise=True)
+            y = net.conv(y, channels, relu=False)
+            x = net.add(y, x) if step == 1 and x.channels == channels else y
+    net.classifier(net.conv(x, 1280), 1000)
+    return net

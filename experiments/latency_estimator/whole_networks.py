@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from graphs import NetworkBuilder, mobilenet_v2, resnet
+from graphs import NetworkBuilder, efficientnet_lite0, mobilenet_v2, resnet
 
 from autocomp.hardware.estimator import LatencyModel
 from autocomp.hardware.host import REFERENCE, BoundModel, cpu_name, ensure_host_table, informative_order
@@ -27,7 +27,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
 
 def networks() -> dict[str, NetworkBuilder]:
-    """Twelve networks: fp32 and full int8, 32×32 and 96×96, whole and pruned to odd channel counts."""
+    """Fourteen networks: fp32 and full int8, 32×32 to 224×224, whole and pruned to odd channel counts."""
     built = {}
     for precision in PRECISIONS:
         built[f"MobileNetV2 1.0 @32 {precision}"] = mobilenet_v2(precision, 32, 1.0, 8)
@@ -36,6 +36,7 @@ def networks() -> dict[str, NetworkBuilder]:
         built[f"MobileNetV2 0.7 odd @96 {precision}"] = mobilenet_v2(precision, 96, 0.7, 1)
         built[f"ResNet-20 1.0 @32 {precision}"] = resnet(precision, 32, 1.0, 8)
         built[f"ResNet-20 1.3 odd @32 {precision}"] = resnet(precision, 32, 1.3, 1)
+        built[f"EfficientNet-Lite0 @224 {precision}"] = efficientnet_lite0(precision)
     return built
 
 

@@ -82,6 +82,13 @@ def test_a_slower_clock_is_corrected_by_the_reference_kernel(tmp_path: Path) -> 
         assert table[kernel].latency_us == pytest.approx(rough_us(kernel))
 
 
+def test_a_slow_first_session_is_corrected_when_the_machine_is_fast_again(tmp_path: Path) -> None:
+    ensure(Stopwatch(slowness=1.5), tmp_path, KERNELS[:10])
+    table = ensure(Stopwatch(), tmp_path)
+    for kernel in KERNELS:
+        assert table[kernel].latency_us == pytest.approx(rough_us(kernel))
+
+
 def test_a_kernel_that_was_disturbed_is_measured_again(tmp_path: Path) -> None:
     stopwatch, victim = Stopwatch(), KERNELS[20]
 
