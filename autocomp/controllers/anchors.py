@@ -1,0 +1,123 @@
+"""Where the searching controllers start: uniform candidates that span the trade-off from the first dozen trials.
+
+With tens of trials and 150 genes, a search that starts from noise never meets the corners of the space; one setting
+for all layers does, at no cost, and is the very thing that a mixed candidate has to beat.
+"""
+
+from abc import abstractmethod
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from autocomp.budget import Budget
+from autocomp.controllers.base import Controller
+from autocomp.controllers.costs import CostFunction, Floats, violation
+from autocomp.controllers.repair import repair
+from autocomp.controllers.screen import most_promising
+from autocomp.front import crowding_distance, ranks
+from autocomp.policy import FLOAT, INT8, LayerPolicy
+from autocomp.space import Genes, SearchSpace
+
+MAX_ANCHORS = 12
+#: Anchors that are far over the budget all end at its edge after repair: keep only the nearest few of them.
+MAX_REPAIRED = 3
+
+#: How a new candidate starts: drawn at random, or with many genes of a front point moved together. Front points differ
+#: mostly in levels, not in single genes; random draws keep the search global.
+FRESH, SHIFT = 0.25, 0.45
+
+#: (quantization, keep ratio, sparsity), ordered so that any first few spread over the range.
+SETTINGS: tuple[tuple[LayerPolicy, float, float], ...] = (
+    (INT8, 1.0, 0.0),
+    (LayerPolicy(4, "int8"), 1.0, 0.0),
+    (INT8, 0.5, 0.0),
+    (LayerPolicy(4, "int8"), 0.5, 0.0),
+    (LayerPolicy(6, "int8"), 1.0, 0.0),
+    (INT8, 0.75, 0.0),
+    (LayerPolicy(3, "int8"), 1.0, 0.0),
+    (FLOAT, 1.0, 0.0),
+    (LayerPolicy(4, "int8"), 1.0, 0.5),
+    (INT8, 0.375, 0.0),
+    (LayerPolicy(4, "int8"), 0.75, 0.0),
+    (INT8, 1.0, 0.5),
+    (LayerPolicy(3, "int8"), 0.5, 0.0),
+    (LayerPolicy(4, "int8"), 0.375, 0.0),
+    (LayerPolicy(2, "int8"), 1.0, 0.0),
+    (LayerPolicy(4, "int8"), 0.5, 0.5),
+    (LayerPolicy(4, "int8"), 0.25, 0.75),
+)
+
+
+def anchors(space: SearchSpace, cost: CostFunction, budget: Budget, rng: np.random.Generator) -> list[Genes]:
+    """At most `MAX_ANCHORS` different candidates (G,), those that fit as they are first, then the nearest repaired.
+
+    If the budget cannot be met, the one candidate that comes nearest.
+    """
+    rows = dict.fromkeys(tuple(space.uniform(*setting).tolist()) for setting in SETTINGS)
+    settings = np.array(list(rows), dtype=np.int64).reshape(len(rows), len(space))
+    over = violation(cost(settings), budget)
+    broken = sorted(np.flatnonzero(over > 0).tolist(), key=lambda i: float(over[i]))[:MAX_REPAIRED]
+    chosen = list(settings[over <= 0][: MAX_ANCHORS - len(broken)])
+    chosen += [repair(settings[i], space, cost, budget, rng) for i in broken]
+    return [np.array(row, dtype=np.int64) for row in dict.fromkeys(tuple(genes.tolist()) for genes in chosen)]
+
+
+class AnchoredController(Controller):
+    """Proposes the anchors first, then the most promising of a litter bred from the front that is known so far.
+
+    A subclass says how candidates are bred (`_breed`). Size and latency of each are known for nothing, so a trial is
+    spent only on the one that should advance the front the most (`screen`).
+    """
+
+    pool_size: ClassVar[int] = 32
+    _anchors: list[Genes] | None = None
+
+    @abstractmethod
+    def _breed(self, count: int) -> list[Genes]:
+        """Called by each `ask` after the anchors: at least one, at most `count` gene vectors (G,) within the budget."""
+
+    def _propose(self) -> Genes | None:
+        if self._anchors is None:
+            self._anchors = anchors(self.space, self.cost, self.budget, self.rng)[::-1]
+        if self._anchors:
+            return self._anchors.pop()
+        litter = self._breed(self.pool_size if self.scored else 1)
+        new = [genes for genes in litter if tuple(genes.tolist()) not in self._proposed]
+        if len(new) < 2:
+            return (new or litter)[0]
+        pool = np.stack(new)
+        waiting = np.array([candidate.genes for candidate in self.pending], dtype=np.int64)
+        waiting = waiting.reshape(-1, len(self.space))
+        return new[most_promising(self.space, self.cost, pool, waiting, self.scored)]
+
+    def varied_parent(self) -> Genes:
+        """A new start (G,) for `_breed`: a parent, a parent with many genes shifted together, or a random draw."""
+        kind = self.rng.uniform()
+        if kind < FRESH:
+            return self.moves.draw(self.rng)
+        return self.moves.shift(self.parent(), self.rng, self.prices) if kind < FRESH + SHIFT else self.parent()
+
+    def parent(self) -> Genes:
+        """A candidate to change, (G,): binary tournament by rank, then by crowding (Deb et al. 2002, §III-C).
+
+        Before anything completed, any candidate that was proposed.
+        """
+        if not self.scored:
+            known = [np.array(candidate.genes, dtype=np.int64) for candidate in self._candidates]
+            return known[int(self.rng.integers(len(known)))] if known else self.repaired(self.moves.draw(self.rng))
+        costs = np.array([values for _, values in self.scored])
+        rank = ranks(costs)
+        first, second = self.rng.integers(len(costs), size=2)
+        if rank[first] == rank[second]:
+            same = np.flatnonzero(rank == rank[first])
+            crowding = dict(zip(same.tolist(), crowding_distance(costs[same]).tolist(), strict=True))
+            winner = first if crowding[int(first)] >= crowding[int(second)] else second
+        else:
+            winner = first if rank[first] < rank[second] else second
+        return self.scored[int(winner)][0]
+
+    @cached_property
+    def prices(self) -> Floats:
+        """(G,) see `Moves.prices`."""
+        return self.moves.prices(self.cost)
