@@ -142,6 +142,13 @@ class _Family:
         residuals = np.log(latencies_us) - np.log(self._physical(size))
         self.offset = float(np.median(residuals))
         self._fit_process(residuals - self.offset)
+        self.kernels = tuple(kernels)
+
+    @property
+    def surprises(self) -> Floats:
+        """log(measured / what the other rows predict) of each row, shape (rows,); R&W eq. 5.12."""
+        errors: Floats = self.dual / np.diag(self.inverse)
+        return errors
 
     def _physical(self, size: dict[str, Floats]) -> Floats:
         return np.maximum(_terms(self.op, size) / self.scale @ self.weights, 1e-3)
@@ -225,6 +232,14 @@ class LatencyModel:
     def families(self) -> tuple[tuple[str, str], ...]:
         """The (op, precision) that were fitted; any other is estimated from the bytes that it moves."""
         return tuple(sorted(self._families))
+
+    def surprises(self) -> dict[Kernel, float]:
+        """log(measured / what the other rows predict) of the fitted rows: large where a measurement was disturbed."""
+        return {
+            kernel: float(surprise)
+            for family in self._families.values()
+            for kernel, surprise in zip(family.kernels, family.surprises, strict=True)
+        }
 
     def predict(self, kernels: Sequence[Kernel]) -> LatencyEstimate:
         """Latency of each kernel, in the order given. Always above 0; see `LatencyEstimate` for the shapes."""
