@@ -207,7 +207,7 @@ class FakeGuest(simulate.Simulator):
             reports.append("no such operator" if kernel.in_channels == 7 else (Counter(), Counter()))
         return reports, "died"
 
-    def _price(self, kernel: Kernel, short: Counter[Block], long: Counter[Block]) -> simulate.Simulation:
+    def _price(self, kernel: Kernel, short: Counter[Block], long: Counter[Block]) -> simulate.Simulation | str:
         return simulate.Simulation(kernel, 1.0, 1.0, 1.0, 0.1)
 
 
@@ -217,6 +217,11 @@ def test_a_kernel_that_kills_the_guest_costs_only_itself() -> None:
     assert [s.kernel.in_channels for s in guest.simulate(kernels)] == [1, 3, 5]
     assert guest.failures == {kernels[1]: "no such operator", kernels[3]: "died"}
     assert guest.processes == 2
+
+
+def test_copies_that_cost_nothing_are_a_failure_not_a_latency() -> None:
+    guest = simulate.Simulator(sandbox.Sandbox(A76, Path("root"), Path("plugin.so")))
+    assert guest._price(KERNELS[0], Counter(), Counter()) == "9 copies cost no more cycles than 1"
 
 
 # ---- table

@@ -21,7 +21,7 @@ from autocomp.hardware.kernel_models import EXECUTED_AS, kernel_model, max_repea
 from autocomp.kernel import Kernel
 
 #: Marked inferences of each model; the one of fewest instructions counts.
-RUNS = 2
+RUNS = 3
 #: Work of all the copies that differ between a kernel's two models, in rough instructions: enough to drown the noise
 #: of a few hundred instructions.
 _DIFFERENCE_WORK = 300_000
@@ -109,10 +109,11 @@ class Simulator:
             with TemporaryDirectory(prefix="arm_simulation-") as folder:
                 reports, ending = self._run(waiting, Path(folder))
                 for kernel, report in zip(waiting, reports, strict=False):
-                    if isinstance(report, str):
-                        self.failures[kernel] = report
+                    result = report if isinstance(report, str) else self._price(kernel, *report)
+                    if isinstance(result, str):
+                        self.failures[kernel] = result
                     else:
-                        done.append(self._price(kernel, *report))
+                        done.append(result)
             if len(reports) < len(waiting):
                 self.failures[waiting[len(reports)]] = ending
             waiting = waiting[len(reports) + 1 :]
@@ -162,12 +163,13 @@ class Simulator:
                 ending = f"the simulated process took more than {_TIMEOUT_S * len(paths)} s"
         return [json.loads(line)["error"] for line in output.splitlines()], ending
 
-    def _price(self, kernel: Kernel, short: Counter[Block], long: Counter[Block]) -> Simulation:
+    def _price(self, kernel: Kernel, short: Counter[Block], long: Counter[Block]) -> Simulation | str:
+        """The kernel's simulation, or why its two histograms have none."""
         few, many = repeats(kernel)
         extra = difference(long, short)
         cycles = self._pricer.cycles(extra) / (many - few)
         if cycles <= 0:
-            raise RunError(f"{kernel}: {many} copies cost no more cycles than {few}")
+            return f"{many} copies cost no more cycles than {few}"
         latency, spread = latency_us(kernel, cycles, self._sandbox.core)
         return Simulation(kernel, instructions(extra) / (many - few), cycles, latency, spread)
 
