@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from autocomp.errors import UserError
 
@@ -11,18 +13,20 @@ _BYTES = {
     "kb": 1000, "k": 1000, "mb": 1000**2, "m": 1000**2, "gb": 1000**3, "g": 1000**3,
     "kib": 1024, "mib": 1024**2, "gib": 1024**3,
 }  # fmt: skip
-_MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "": 1.0, "s": 1000.0}
+_MILLISECONDS: dict[str, Fraction | int] = {"us": Fraction(1, 1000), "µs": Fraction(1, 1000), "ms": 1, "": 1, "s": 1000}
 _QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-zµ%]*)\s*", re.IGNORECASE)
 
 
-def _parse(text: str, units: dict[str, float], what: str, examples: str) -> float:
+def _parse(text: str, units: Mapping[str, Fraction | int], what: str, examples: str) -> Fraction:
+    """The exact value: in binary floating point 1.001kB would be 1000 bytes."""
     match = _QUANTITY.fullmatch(text)
     if match is None or match[2].lower() not in units:
         raise UserError(f"{what}: expected a number with a unit such as {examples}, got {text!r}")
-    value = float(match[1]) * units[match[2].lower()]
-    if not math.isfinite(value) or value <= 0:
+    unit = units[match[2].lower()]
+    # The float comes first: an exact 1e999999999 would fill the memory.
+    if not math.isfinite(float(match[1]) * float(unit)) or float(match[1]) <= 0:
         raise UserError(f"{what}: must be greater than 0, got {text!r}; try {examples}")
-    return value
+    return Fraction(match[1]) * unit
 
 
 def parse_bytes(text: str) -> int:
@@ -35,7 +39,7 @@ def parse_bytes(text: str) -> int:
 
 def parse_milliseconds(text: str) -> float:
     """`2ms`, `500us`, `0.01s`; a bare number is milliseconds."""
-    return _parse(text, _MILLISECONDS, "--max-latency", "2ms or 500us")
+    return float(_parse(text, _MILLISECONDS, "--max-latency", "2ms or 500us"))
 
 
 def parse_accuracy_drop(text: str) -> float:

@@ -49,6 +49,8 @@ def crowding_distance(costs: ArrayLike) -> NDArray[np.float64]:
     """Crowding distance of each row among the rows given (Deb et al. 2002, §III-B); extremes are infinite."""
     points = np.asarray(costs, dtype=float)
     distance = np.zeros(len(points))
+    if not len(points):
+        return distance
     for column in points.T:
         order = np.argsort(column, kind="stable")
         distance[order[[0, -1]]] = np.inf

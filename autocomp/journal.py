@@ -60,10 +60,14 @@ class Journal:
         self.path = run / FILE_NAME
         if read_only and not self.path.is_file():
             raise UserError(f"{run} is not a run directory: it has no {FILE_NAME}")
-        mode = "ro" if read_only else "rwc"
+        # A writer that was killed within a transaction leaves a rollback journal, which only a writer can play back.
+        killed = self.path.with_name(f"{FILE_NAME}-journal").exists()
+        mode = ("rw" if killed else "ro") if read_only else "rwc"
         try:
             self._db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode={mode}", uri=True, timeout=30)
-            if not read_only:
+            if read_only:
+                self._db.execute("PRAGMA query_only=ON")
+            else:
                 # One file that survives a kill and can be copied on its own: no WAL side files.
                 self._db.execute("PRAGMA journal_mode=DELETE")
                 self._db.executescript(_SCHEMA)

@@ -1,7 +1,6 @@
 """What may be decided for each layer, and a whole network's worth of such decisions."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -28,7 +27,7 @@ class LayerPolicy:
     sparsity: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.weight_bits is not None and self.weight_bits not in WEIGHT_BITS:
+        if self.weight_bits is not None and (type(self.weight_bits) is not int or self.weight_bits not in WEIGHT_BITS):
             raise UserError(f"weight_bits must be one of {WEIGHT_BITS} or null (float32), got {self.weight_bits!r}")
         if self.activation not in ("float", "int8"):
             raise UserError(f"activation must be 'float' or 'int8', got {self.activation!r}")
@@ -37,7 +36,7 @@ class LayerPolicy:
         if (
             isinstance(self.sparsity, bool)
             or not isinstance(self.sparsity, int | float)
-            or not (math.isfinite(self.sparsity) and 0.0 <= self.sparsity < 1.0)
+            or not 0.0 <= self.sparsity < 1.0  # false for NaN as well
         ):
             raise UserError(f"sparsity must be a number in [0, 1), got {self.sparsity!r}")
 
@@ -100,7 +99,7 @@ class Policy:
         """Raises UserError naming `origin` and the field where the document is not a policy."""
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter where brackets nest too deep
             raise UserError(f"{origin} is not JSON: {error}") from None
         if not isinstance(document, dict) or document.get("version") != 1:
             raise UserError(f"{origin}: expected an object with 'version': 1, 'layers' and 'channels'")
