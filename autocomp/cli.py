@@ -364,7 +364,7 @@ def verify(run: Path, *, json: bool = False) -> int:
     from autocomp.rundir import find_run
 
     find_run(run)
-    from autocomp.export.verify import verify_run
+    from autocomp.verify import verify_run
 
     with _strays_on_stderr():
         rows = verify_run(run)

@@ -39,6 +39,7 @@ class SpaceOptions:
     """What a space file offers before the profile removes what the device cannot execute.
 
     keep_ratios: fractions of a group's channels; kept counts are rounded to a multiple of `channel_multiple`.
+    weight_only: also offer quantized weights with float activations.
     """
 
     weight_bits: tuple[int | None, ...] = (2, 3, 4, 5, 6, 8, None)
@@ -46,6 +47,7 @@ class SpaceOptions:
     keep_ratios: tuple[float, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
     sparsities: tuple[float, ...] = (0.0, 0.5, 0.75, 0.9)
     channel_multiple: int = 8
+    weight_only: bool = True
 
     def __post_init__(self) -> None:
         if not self.weight_bits or not self.activations:
@@ -95,6 +97,8 @@ class SearchSpace:
             for bits in sorted(options.weight_bits, key=lambda b: 32 if b is None else b):
                 for activation in sorted(options.activations, reverse=True):  # int8 before float: cheapest first
                     if bits is None and activation == "int8":
+                        continue
+                    if bits is not None and activation == "float" and not options.weight_only:
                         continue
                     decision = LayerPolicy(bits, activation)
                     reason = veto(layer, decision)

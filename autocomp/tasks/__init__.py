@@ -1,0 +1,87 @@
+"""Tasks: a network with its data, built in or a user's own."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from autocomp.errors import UserError, unknown_name
+from autocomp.tasks.task import Data, Task
+
+__all__ = ["BUILTIN", "Data", "Task", "TaskRequest", "load_task"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """What the command line says about the task.
+
+    task: built-in name or path.py:function. network: which of its networks. space: name or path of a search space.
+    """
+
+    task: str = "mnist"
+    network: str | None = None
+    data: Path | None = None
+    test_data: Path | None = None
+    space: str | None = None
+
+
+class Progress(Protocol):
+    """What a task may say while it prepares: a phase with its number of steps, and how many are done."""
+
+    def phase(self, name: str, total: int | None = None, detail: str = "") -> None: ...
+
+    def advance(self, done: int) -> None: ...
+
+
+#: Built-in task → module with a function `task(request, progress) -> Task`.
+BUILTIN = {"mnist": "autocomp.tasks.mnist", "imagenet": "autocomp.tasks.imagenet"}
+
+
+def load_task(request: TaskRequest, progress: Progress) -> Task:
+    """The task that was asked for. UserError if there is none of that name, or if it cannot be built."""
+    if request.task in BUILTIN:
+        module = importlib.import_module(BUILTIN[request.task])
+        built: Task = module.task(request, progress)
+        return built
+    if ":" not in request.task:
+        if Path(request.task).suffix == ".py":
+            raise UserError(f"--task {request.task}: expected path/to/file.py:function, the function is missing")
+        raise unknown_name("task", request.task, BUILTIN)
+    path, _, name = request.task.rpartition(":")
+    for option, value in (("--network", request.network), ("--data", request.data), ("--test-data", request.test_data)):
+        if value is not None:
+            raise UserError(f"{option} is for built-in tasks; a task of your own chooses its network and data itself")
+    return _own_task(Path(path), name)
+
+
+def _own_task(path: Path, name: str) -> Task:
+    if not path.is_file():
+        raise UserError(f"--task: there is no file {path}; expected path/to/file.py:function")
+    spec = importlib.util.spec_from_file_location(f"autocomp_task_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--task: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.resolve().parent))  # its neighbours can be imported, as when it is run
+    try:
+        spec.loader.exec_module(module)
+        function: Callable[[], object] | None = getattr(module, name, None)
+        if function is None:
+            offered = [k for k, v in vars(module).items() if callable(v) and v.__module__ == spec.name]
+            raise UserError(f"--task: {path} has no function {name!r}; it has {', '.join(offered) or 'none'}")
+        built = function()
+    except UserError:
+        raise
+    except Exception as error:
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        line = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where is not None else str(path)
+        raise UserError(f"--task {path}:{name} raised {type(error).__name__} at {line}: {error}") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    if not isinstance(built, Task):
+        raise UserError(f"--task: {name}() must return an autocomp.Task, got {type(built).__name__}")
+    return built

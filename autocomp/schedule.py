@@ -1,0 +1,205 @@
+"""The order of a search: who is asked when, and when it is told, so that one seed gives one sequence.
+
+Trials end in whatever order the workers like. A controller that was told in that order would propose something else
+each time. Here candidate k is asked for when the outcomes of 0 … k − lag have been told, exactly those and in order:
+the sequence depends on outcomes alone, and a resumed search walks it again from the journal.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from autocomp.budget import Budget
+from autocomp.controllers.base import Controller
+from autocomp.display import SearchState
+from autocomp.errors import RunError
+from autocomp.front import non_dominated
+from autocomp.hardware.cost import CostModel
+from autocomp.journal import Entry, Journal
+from autocomp.outcome import Candidate, Outcome, Status
+
+
+class Next(Enum):
+    """What to do where there is no candidate: WAIT for a running trial to end, or stop, nothing is left to do."""
+
+    WAIT = "wait"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker says about a trial: error is the reason of a failure, "" if it completed."""
+
+    accuracy: float | None = None
+    size_bytes: int | None = None
+    seconds: float = 0.0
+    error: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Schedule:
+    """Hands out candidates and takes back reports; writes each outcome to the journal the moment it is known.
+
+    lag: how many candidates the controller may be ahead of the outcomes it was told. trials: stop after so many
+    candidates. seconds: stop handing out when so much time has passed. known: outcomes of an earlier, interrupted
+    run of the same search, which are not run again.
+    """
+
+    def __init__(
+        self,
+        controller: Controller,
+        cost: CostModel,
+        budget: Budget,
+        journal: Journal,
+        *,
+        lag: int,
+        trials: int | None = None,
+        seconds: float | None = None,
+        known: dict[int, Entry] | None = None,
+        on_entry: Callable[[Entry, SearchState], None] = lambda entry, state: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if lag < 1:
+            raise ValueError(f"the lag must be at least 1, got {lag}")
+        self.controller, self.cost, self.budget, self.journal = controller, cost, budget, journal
+        self.lag, self.trials, self.seconds = lag, trials, seconds
+        self.known = dict(known or {})
+        self.on_entry, self.clock = on_entry, clock
+        self.started = clock()
+        self.entries: dict[int, Entry] = {}
+        self._candidates: dict[int, Candidate] = {}
+        self._asked = self._told = 0
+        self._exhausted = False
+        self.stopped = False
+        self._previous = sum(entry.seconds for entry in self.known.values())
+
+    @property
+    def running(self) -> int:
+        return self._asked - len(self.entries)
+
+    def next(self) -> Candidate | Next:
+        """The next candidate to run. Infeasible ones, and those known from before, are settled on the way."""
+        while True:
+            if self._exhausted or self.stopped or self._out_of_trials():
+                return Next.WAIT if self.running else Next.DONE
+            # What is known costs nothing and is replayed whatever the clock says.
+            if self._asked not in self.known and self._out_of_time():
+                return Next.WAIT if self.running else Next.DONE
+            if not self._tell_until(self._asked - self.lag):
+                return Next.WAIT
+            candidate = self.controller.ask()
+            if candidate is None:
+                self._exhausted = True
+                continue
+            self._asked += 1
+            self._candidates[candidate.id] = candidate
+            if candidate.id in self.known:
+                self._recall(candidate)
+            elif not self._settle_infeasible(candidate):
+                return candidate
+
+    def finished(self, candidate_id: int, report: Report) -> Entry:
+        """Record what came back for a candidate."""
+        candidate = self._candidates[candidate_id]
+        cost = self.cost.of_policy(candidate.policy)
+        latency, low, high = (float(values[0]) for values in cost[1:])
+        if report.error or report.accuracy is None or report.size_bytes is None:
+            outcome = Outcome(Status.FAILED, reason=report.error or "the trial gave no result")
+        elif not self.budget.admits(report.size_bytes, latency):
+            # The prediction let it through and the file is larger: the file decides.
+            outcome = Outcome(
+                Status.INFEASIBLE, None, report.size_bytes, latency,
+                f"the file has {report.size_bytes:,} bytes, over the budget of {self.budget}",
+            )  # fmt: skip
+        else:
+            outcome = Outcome(Status.COMPLETE, report.accuracy, report.size_bytes, latency)
+        predicted = {"predicted_bytes": float(cost.size_bytes[0])}
+        return self._record(candidate, outcome, low, high, report.seconds, {**report.details, **predicted})
+
+    def complete(self) -> list[Entry]:
+        """Completed entries in the order of their ids."""
+        return [e for _, e in sorted(self.entries.items()) if e.outcome.status is Status.COMPLETE]
+
+    def front(self) -> list[Entry]:
+        return pareto_front(self.complete())
+
+    def state(self) -> SearchState:
+        complete = self.complete()
+        count = {s: sum(e.outcome.status is s for e in self.entries.values()) for s in Status}
+        elapsed = self.clock() - self.started
+        return SearchState(
+            trials_done=len(self.entries),
+            trials_total=self.trials,
+            infeasible=count[Status.INFEASIBLE],
+            failed=count[Status.FAILED],
+            front_size=len(pareto_front(complete)),
+            best_accuracy=max((e.outcome.accuracy or 0.0 for e in complete), default=None),
+            smallest_bytes=min((e.outcome.size_bytes or 0 for e in complete), default=None),
+            fastest_ms=min((e.outcome.latency_ms or 0.0 for e in complete), default=None),
+            seconds=elapsed,
+            seconds_left=None if self.seconds is None else max(0.0, self.seconds - elapsed),
+            running=self.running,
+        )
+
+    def _out_of_trials(self) -> bool:
+        return self.trials is not None and self._asked >= self.trials
+
+    def _out_of_time(self) -> bool:
+        """Whether another trial would end after the deadline, going by how long trials took so far."""
+        if self.seconds is None:
+            return False
+        ended = [e.seconds for e in self.entries.values() if e.seconds > 0]
+        expected = float(np.median(ended)) if ended else 0.0
+        return self.clock() - self.started + expected > self.seconds and bool(self.entries or self._asked)
+
+    def _tell_until(self, last: int) -> bool:
+        """Tell outcomes in order up to candidate `last`; False if one of them is still running."""
+        while self._told <= last:
+            entry = self.entries.get(self._told)
+            if entry is None:
+                return False
+            self.controller.tell(self._candidates[self._told], entry.outcome)
+            self._told += 1
+        return True
+
+    def _recall(self, candidate: Candidate) -> None:
+        entry = self.known[candidate.id]
+        if entry.genes != candidate.genes:
+            raise RunError(
+                f"candidate {candidate.id} differs from the journal: the settings, the table or the version of "
+                "autocomp changed since the run began; start a new run"
+            )
+        self.entries[candidate.id] = entry
+        self.on_entry(entry, self.state())
+
+    def _settle_infeasible(self, candidate: Candidate) -> bool:
+        cost = self.cost(np.array([candidate.genes]))
+        size, latency, low, high = (float(values[0]) for values in cost)
+        if self.budget.admits(size, latency):
+            return False
+        binding = self.budget.binding(size, latency)
+        reason = f"predicted {size:,.0f} bytes and {latency:.3g} ms; {binding} breaks the budget of {self.budget}"
+        self._record(candidate, Outcome(Status.INFEASIBLE, None, round(size), latency, reason), low, high, 0.0, {})
+        return True
+
+    def _record(
+        self, candidate: Candidate, outcome: Outcome, low: float, high: float, seconds: float, details: dict[str, Any]
+    ) -> Entry:
+        entry = Entry(candidate.id, candidate.genes, candidate.policy, outcome, low, high, seconds, details)
+        self.journal.append(entry)
+        self.entries[candidate.id] = entry
+        self.on_entry(entry, self.state())
+        return entry
+
+
+def pareto_front(entries: list[Entry]) -> list[Entry]:
+    """The completed entries that no other dominates in accuracy, bytes and latency, from the fewest bytes up."""
+    if not entries:
+        return []
+    chosen = non_dominated([entry.outcome.costs for entry in entries])
+    front = [entry for entry, keep in zip(entries, chosen, strict=True) if keep]
+    return sorted(front, key=lambda entry: (entry.outcome.size_bytes or 0, entry.outcome.latency_ms or 0.0))

@@ -1,0 +1,58 @@
+"""MobileNetV2 for small images (Sandler et al. 2018), built from a search space's `network` section."""
+
+from torch import Tensor, nn
+
+from autocomp.tasks.spaces import MobileNetV2Spec
+
+
+def rounded(channels: float, multiple: int = 8) -> int:
+    """`channels` to the nearest multiple, never more than 10 % below (the reference implementation's rule)."""
+    value = max(multiple, int(channels + multiple / 2) // multiple * multiple)
+    return value + multiple if value < 0.9 * channels else value
+
+
+def _unit(inputs: int, outputs: int, kernel: int, stride: int, groups: int, activate: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+    return nn.Sequential(*layers, nn.ReLU6()) if activate else nn.Sequential(*layers)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, project; with a shortcut where input and output have one shape (figure 4d)."""
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        self.expand = _unit(inputs, hidden, 1, 1, 1, True) if expansion > 1 else nn.Identity()
+        self.filter = _unit(hidden, hidden, 3, stride, hidden, True)
+        self.project = _unit(hidden, outputs, 1, 1, 1, False)
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.project(self.filter(self.expand(x)))
+        return x + y if self.shortcut else y
+
+
+class MobileNetV2(nn.Module):
+    """A classifier of square images: (n, in_channels, resolution, resolution) → (n, classes)."""
+
+    def __init__(self, spec: MobileNetV2Spec, in_channels: int, classes: int) -> None:
+        super().__init__()
+        channels = rounded(spec.stem_channels * spec.width)
+        self.stem = _unit(in_channels, channels, 3, spec.stem_stride, 1, True)
+        blocks: list[nn.Module] = []
+        for row in spec.blocks:
+            outputs = rounded(row.channels * spec.width)
+            for repeat in range(row.repeats):
+                blocks.append(InvertedResidual(channels, outputs, row.expansion, row.stride if repeat == 0 else 1))
+                channels = outputs
+        self.blocks = nn.Sequential(*blocks)
+        head = rounded(spec.head_channels * max(1.0, spec.width))
+        self.head = _unit(channels, head, 1, 1, 1, True)
+        self.classifier = nn.Linear(head, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(self.blocks(self.stem(x)))
+        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]

@@ -1,0 +1,121 @@
+"""One trial: a policy goes in, a verified file comes out."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autocomp.bench import Bench
+from autocomp.compress.finetune import finetune, outputs_of
+from autocomp.compress.network import QuantizedNetwork
+from autocomp.errors import RunError
+from autocomp.export.score import Scorer, layer_outputs, precision_faults
+from autocomp.export.writer import OnnxWriter
+from autocomp.policy import Policy
+
+#: Examples that activation ranges are chosen on, and how many go through the network at once.
+_CALIBRATION, _CALIBRATION_BATCH = 128, 32
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial measured. accuracy: of the file, on the validation split, scored in another process.
+
+    details: plain values for the journal: simulated_accuracy (torch, before export), loss, seconds per step.
+    """
+
+    accuracy: float
+    size_bytes: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class TrialRunner:
+    """Runs trials of one bench, one after the other, in this process and its scoring process."""
+
+    def __init__(self, bench: Bench) -> None:
+        torch.set_num_threads(1)
+        self.bench = bench
+        self.traced = bench.traced
+        self.writer = OnnxWriter(self.traced)
+        self.scorer = Scorer()
+        self._outputs = layer_outputs(self.traced)
+
+    def close(self) -> None:
+        self.scorer.close()
+
+    def run(self, policy: Policy, seed: int, path: Path, epochs: float | None = None) -> TrialResult:
+        """Compress by `policy`, write the file to `path` and score it.
+
+        The same policy, seed and epochs give the same file. RunError with the reason where training diverges, the
+        file does not run, a layer does not execute as the policy says, or the file's accuracy is not what torch
+        simulated.
+        """
+        bench = self.bench
+        torch.manual_seed(seed)
+        started = time.perf_counter()
+        epochs = float(bench.settings["epochs"]) if epochs is None else epochs
+        network = QuantizedNetwork(self.traced, policy)
+        steps: dict[str, float] = {}
+        pruned = any(kept < self.traced.spec.group_by_name[g].channels for g, kept in policy.channels.items())
+        if pruned:
+            # Recover in float first: ranges that are chosen on a broken network are wrong ones.
+            self._finetune(network, epochs, seed)
+            steps["recover_s"] = time.perf_counter() - started
+        self._quantize(network, seed)
+        steps["quantize_s"] = time.perf_counter() - started
+        loss = 0.0
+        if self._worth_training(policy):
+            loss = self._finetune(network, epochs, seed + 1)
+        steps["finetune_s"] = time.perf_counter() - started
+        if not np.isfinite(loss):
+            raise RunError("finetuning diverged: the loss is not a number")
+        compressed = network.freeze()
+        size = self.writer.write(compressed, path)
+        simulated = self._accuracy(outputs_of(network.module, bench.validation_inputs))
+        scored = self.scorer.score(path, bench.validation_inputs_path, self._outputs)
+        accuracy = self._accuracy(scored.outputs)
+        steps["seconds"] = time.perf_counter() - started
+        faults = precision_faults(policy, scored.executed)
+        if faults:
+            raise RunError("; ".join(faults[:3]))
+        self._check_gap(simulated, accuracy)
+        details: dict[str, Any] = {"simulated_accuracy": simulated, "loss": loss}
+        details |= {name: round(value, 3) for name, value in steps.items()}
+        return TrialResult(accuracy, size, details)
+
+    def _quantize(self, network: QuantizedNetwork, seed: int) -> None:
+        inputs = self.bench.train_inputs
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(inputs))[:_CALIBRATION])
+        calibration = torch.from_numpy(np.ascontiguousarray(inputs[chosen]))
+        network.quantize(calibration.split(_CALIBRATION_BATCH))
+
+    def _worth_training(self, policy: Policy) -> bool:
+        """Plain int8 and float need no finetuning: calibration alone keeps their accuracy."""
+        decisions = [policy.layer(layer.name) for layer in self.traced.spec.layers]
+        return any(d.sparsity or (d.weight_bits is not None and d.weight_bits < 8) for d in decisions) or any(
+            kept < self.traced.spec.group_by_name[g].channels for g, kept in policy.channels.items()
+        )
+
+    def _finetune(self, network: QuantizedNetwork, epochs: float, seed: int) -> float:
+        bench = self.bench
+        _, scales = network.parameters()
+        return finetune(
+            network.module, bench.train_inputs, bench.train_labels, bench.train_teacher, epochs=epochs,
+            batch_size=int(bench.settings["batch_size"]), learning_rate=float(bench.settings["learning_rate"]),
+            seed=seed, loss=bench.loss, log_scales=scales,
+        )  # fmt: skip
+
+    def _accuracy(self, outputs: np.ndarray) -> float:
+        return float(self.bench.metric(outputs, np.asarray(self.bench.validation_labels)))
+
+    def _check_gap(self, simulated: float, accuracy: float) -> None:
+        """A file that is not what was trained must not reach the front, in whichever direction it is off."""
+        tolerance = max(0.01, 4 / len(self.bench.validation_labels))
+        if abs(simulated - accuracy) > tolerance:
+            raise RunError(
+                f"the file scores {accuracy:.4f} where torch simulated {simulated:.4f}: "
+                f"more than the {tolerance:.3f} that rounding explains"
+            )
