@@ -163,6 +163,8 @@ class DdpgController(AnchoredController):
             action = np.clip(places + REACH * change + noisy * self.rng.normal(0, sigma, change.shape), 0, 1)
             genes = self._bounded(genes, parents, action - places, step, budgets)
         walked = [self.repaired(row) for row in genes]
+        running = {candidate.genes for candidate in self.pending}
+        self._walks = {key: walk for key, walk in self._walks.items() if key in running}
         for row, parent, budget in zip(walked, parents, budgets, strict=True):
             self._walks[tuple(row.tolist())] = (parent, budget)
         return walked

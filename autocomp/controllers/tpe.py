@@ -20,7 +20,7 @@ except ImportError as error:  # pragma: no cover - depends on the installation
 
 
 #: Genes that one `ask` lets Optuna draw.
-DRAWN = 24
+DRAWN = 8
 
 
 class TpeController(AnchoredController):

@@ -69,7 +69,7 @@ class Fake:
         self._sparse = [where.get(f"sparsity:{layer.name}") for layer in network.layers]
         self._group = [where.get(f"channels:{layer.out_channels.groups[0]}") for layer in network.layers]
 
-    def _decoded(self, genes: Genes) -> tuple[np.ndarray, ...]:
+    def decoded(self, genes: Genes) -> tuple[np.ndarray, ...]:
         """bits, sparsity, kept channels, float activation: (n, layers) each."""
         columns = np.arange(len(self.space))
         values, floats = self._values[columns, genes], self._float[columns, genes]
@@ -89,7 +89,7 @@ class Fake:
 
     def cost(self, genes: Genes) -> Costs:
         self.calls += 1
-        bits, sparsity, kept, is_float = self._decoded(genes)
+        bits, sparsity, kept, is_float = self.decoded(genes)
         inputs = np.concatenate([np.full((len(genes), 1), 3.0), kept[:, :-1]], axis=1)
         weights = inputs * kept * 9
         sparse = np.where(sparsity > 0, weights * (1 - sparsity) * bits + weights, np.inf)  # values and a bit mask
@@ -100,7 +100,7 @@ class Fake:
         return Costs(size, latency)
 
     def accuracy(self, genes: Genes) -> np.ndarray:
-        bits, sparsity, kept, is_float = self._decoded(genes)
+        bits, sparsity, kept, is_float = self.decoded(genes)
         full = np.array([layer.out_channels.count() for layer in self.space.network.layers])
         noise = 6.0 * 4.0 ** (1 - bits) + 0.02 * (1 - is_float) * (bits < 32)
         damage = noise + 0.9 * (1 - kept / full) ** 2 + 0.5 * sparsity**3
