@@ -246,9 +246,9 @@ def test_ctrl_c_before_there_is_anything_to_save(search):
 @pytest.mark.parametrize(("problem", "code"), [("", 0), ("size_bytes: 9, on disk 10", 1)])
 def test_verify_exits_1_on_a_difference(problem, code, tmp_path, capsys, monkeypatch):
     run = fabricate(tmp_path / "run", trials=12, layers=6)
-    fake = ModuleType("autocomp.export.verify")
+    fake = ModuleType("autocomp.verify")
     fake.verify_run = lambda path: [{"id": "3", "ok": not problem, "problem": problem}]
-    monkeypatch.setitem(sys.modules, "autocomp.export.verify", fake)
+    monkeypatch.setitem(sys.modules, "autocomp.verify", fake)
     assert cli.main(["verify", str(run), "--json"]) == code
     assert json.loads(capsys.readouterr().out)["differ"] == code
 
