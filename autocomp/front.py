@@ -21,10 +21,12 @@ def non_dominated(costs: ArrayLike) -> NDArray[np.bool_]:
     # In lexicographic order a row can only be dominated by (or equal to) an earlier one; a stable sort keeps
     # the first of identical rows first.
     order = np.lexsort(points.T[::-1])
-    front: list[int] = []
+    front = np.empty_like(points)
+    size = 0
     for index in order:
-        if not any(np.all(points[kept] <= points[index]) for kept in front):
-            front.append(int(index))
+        if not (front[:size] <= points[index]).all(axis=1).any():
+            front[size] = points[index]
+            size += 1
             keep[index] = True
     return keep
 

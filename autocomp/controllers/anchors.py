@@ -5,6 +5,7 @@ for all layers does, at no cost, and is the very thing that a mixed candidate ha
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -72,6 +73,7 @@ class AnchoredController(Controller):
 
     pool_size: ClassVar[int] = 32
     _anchors: list[Genes] | None = None
+    _ranked: Sequence[tuple[int, float]] = ()
 
     @abstractmethod
     def _breed(self, count: int) -> list[Genes]:
@@ -106,16 +108,21 @@ class AnchoredController(Controller):
         if not self.scored:
             known = [np.array(candidate.genes, dtype=np.int64) for candidate in self._candidates]
             return known[int(self.rng.integers(len(known)))] if known else self.repaired(self.moves.draw(self.rng))
-        costs = np.array([values for _, values in self.scored])
-        rank = ranks(costs)
-        first, second = self.rng.integers(len(costs), size=2)
-        if rank[first] == rank[second]:
-            same = np.flatnonzero(rank == rank[first])
-            crowding = dict(zip(same.tolist(), crowding_distance(costs[same]).tolist(), strict=True))
-            winner = first if crowding[int(first)] >= crowding[int(second)] else second
-        else:
-            winner = first if rank[first] < rank[second] else second
-        return self.scored[int(winner)][0]
+        fitness = self._fitness()
+        first, second = self.rng.integers(len(fitness), size=2).tolist()
+        winner, _ = self.scored[first if fitness[first] <= fitness[second] else second]
+        return np.array(winner, dtype=np.int64)  # a copy: what is bred from it may be changed in place
+
+    def _fitness(self) -> Sequence[tuple[int, float]]:
+        """(rank, −crowding distance within the rank) of each scored candidate: smaller is fitter."""
+        if len(self._ranked) != len(self.scored):  # a litter has dozens of parents, between two outcomes
+            costs = np.array([values for _, values in self.scored])
+            rank = ranks(costs)
+            crowding = np.zeros(len(costs))
+            for level in range(int(rank.max()) + 1):
+                crowding[rank == level] = crowding_distance(costs[rank == level])
+            self._ranked = list(zip(rank.tolist(), (-crowding).tolist(), strict=True))
+        return self._ranked
 
     @cached_property
     def prices(self) -> Floats:
