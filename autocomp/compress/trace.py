@@ -1,6 +1,7 @@
 """From a torch network to a NetworkSpec: layers, coupled channel groups, fused kernels, and what is left alone."""
 
 import math
+import operator
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -193,6 +194,16 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else 0 for size in value.shape)
 
 
+def _elements(node: fx.Node) -> int:
+    """Elements of a tensor node for a batch of 1, wherever its batch axis is, merged with others or not."""
+    total = 1
+    for size in node.meta["val"].shape:
+        if not isinstance(size, int):
+            size = int(size.node.expr.subs(dict.fromkeys(size.node.expr.free_symbols, 1)))
+        total *= size
+    return total
+
+
 def _is_tensor(node: object) -> bool:
     return isinstance(node, fx.Node) and node.op != "get_attr" and isinstance(node.meta.get("val"), torch.Tensor)
 
@@ -222,6 +233,9 @@ class _Analysis:
         for node in self.graph.graph.nodes:
             if _is_tensor(node) or node.op == "output":
                 self.axes[node] = self._axis(node)
+            elif isinstance(node.meta.get("val"), tuple | list):  # several results: recurrent layers, split
+                for source in node.all_input_nodes:
+                    self.coupling.freeze(self.axes.get(source), f"passes through {_op_name(node)}")
 
     def _axis(self, node: fx.Node) -> _Axis | None:
         if node.op == "placeholder":
@@ -367,7 +381,9 @@ class _Analysis:
 
 
 def is_flatten(node: fx.Node) -> bool:
-    """Whether a reshape node turns (n, c, …) into (n, c · …)."""
+    """Whether a node is a reshape that turns (n, c, …) into (n, c · …)."""
+    if node.target not in _RESHAPES:
+        return False
     source = node.args[0]
     assert isinstance(source, fx.Node)
     before, after = _shape(source), _shape(node)
@@ -431,7 +447,7 @@ def _analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
         group_count = _groups(node)
         depthwise = group_count > 1 and group_count == shape[0] and shape[1] == 1
         linear = node.target is aten.linear.default
-        positions = math.prod(out[1:-1]) if linear else math.prod(out[2:])
+        positions = _elements(node) // shape[0] if linear else math.prod(out[2:])
         layers.append(
             LayerSpec(
                 layer_name, "linear" if linear else f"conv{len(shape) - 2}d", shape,
@@ -442,8 +458,8 @@ def _analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
     left_alone += [LeftAlone(g.name, "prune", g.reason) for g in groups if g.reason]
     kernels, starts, tensors = _kernels(graph, template, analysis, channels)
     left_alone += [
-        LeftAlone(tensors[i], "quantize", f"{k.op} has no integer kernel: it runs in float")
-        for i, k in enumerate(kernels)
+        LeftAlone(k.name, "quantize", "the runtime has no integer kernel for it: it runs in float")
+        for k in kernels
         if k.layer is None and not k.int8 and not k.free
     ]
     spec = NetworkSpec(
@@ -469,7 +485,9 @@ def _kernels(
             made[node] = NETWORK_INPUT
         if node.op != "call_function" or not _is_tensor(node) or node in made:
             continue
-        sources = [s for s in node.all_input_nodes if _is_tensor(s)]
+        # An operator with several results (a recurrent layer) counts as a kernel where one of them is picked.
+        maker = node.args[0] if node.target is operator.getitem else node
+        sources = [s for s in maker.all_input_nodes if _is_tensor(s)]
         if not sources:
             continue  # a constant
         if node.name not in values and (node.target in _MOVES or node.target in _SPATIAL) and sources[0] in made:
@@ -487,7 +505,7 @@ def _kernels(
         before, after = _shape(main), _shape(node)
         linear = node.target is aten.linear.default
         in_axis = analysis.in_axes.get(node) if node.target in LAYERS else analysis.axes.get(main)
-        height, width = _spatial(before, linear)
+        height, width = (1, _elements(main) // before[-1]) if linear else _spatial(before)
         layer = analysis.layer_names.get(node)
         weight = analysis._weight(node) if layer is not None else None
         window, stride = _window(node, op, weight)
@@ -498,7 +516,7 @@ def _kernels(
             in_channels = channels(analysis.axes.get(node), max(out_fallback, 1))
         kernels.append(
             KernelNode(
-                name=layer or node.name, op=op,
+                name=layer or maker.name, op=op,
                 inputs=tuple(dict.fromkeys(made[s] for s in sources if s in made)),
                 in_channels=in_channels, out_channels=channels(analysis.axes.get(node), max(out_fallback, 1)),
                 height=height, width=width, kernel_h=window[0], kernel_w=window[1], stride=stride,
@@ -513,9 +531,7 @@ def _kernels(
     return kernels, starts, tensors
 
 
-def _spatial(shape: tuple[int, ...], linear: bool) -> tuple[int, int]:
-    if linear:
-        return 1, max(1, math.prod(shape[1:-1]))
+def _spatial(shape: tuple[int, ...]) -> tuple[int, int]:
     if len(shape) == 4:
         return shape[2], shape[3]
     return 1, shape[2] if len(shape) == 3 else 1

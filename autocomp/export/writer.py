@@ -9,7 +9,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from autocomp.compress.network import CompressedNetwork, LayerWeights
 from autocomp.compress.quantize import Grid, TensorRange
-from autocomp.compress.trace import Traced
+from autocomp.compress.trace import Traced, is_flatten
 from autocomp.export.functions import (
     DOMAIN,
     bias_function,
@@ -39,7 +39,7 @@ def float_template(traced: Traced) -> ModelProto:
         value.doc_string = ""
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    _spell_pooling(graph)
+    _spell_pooling(graph, {n.name for n in traced.graph.graph.nodes if n.op == "call_function" and is_flatten(n)})
     _drop_unused(graph)
     for index, node in enumerate(graph.node):
         node.name = f"n{index}"
@@ -54,8 +54,11 @@ def layer_consumers(traced: Traced, graph: GraphProto) -> dict[str, NodeProto]:
     return {layer_of[n.input[1]]: n for n in graph.node if len(n.input) > 1 and n.input[1] in layer_of}
 
 
-def _spell_pooling(graph: GraphProto) -> None:
-    """ReduceMean over the image becomes GlobalAveragePool, which has an integer kernel; (n, c, …) → (n, c·…) Flatten."""
+def _spell_pooling(graph: GraphProto, flattens: set[str]) -> None:
+    """ReduceMean over the image becomes GlobalAveragePool, which has an integer kernel; (n, c, …) → (n, c·…) Flatten.
+
+    flattens: names of the results of such reshapes; a Flatten holds no number of channels, which pruning changes.
+    """
     constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer if i.data_type == TensorProto.INT64}
     nodes: list[NodeProto] = []
     for node in graph.node:
@@ -69,11 +72,9 @@ def _spell_pooling(graph: GraphProto) -> None:
                 if not keep:
                     nodes.append(helper.make_node("Flatten", [pooled], [result], axis=1))
                 continue
-        if node.op_type == "Reshape" and node.input[1] in constants:
-            target = constants[node.input[1]]
-            if len(target) == 2 and (target[0] in (-1, 0)) and target[1] > 0:
-                nodes.append(helper.make_node("Flatten", [node.input[0]], [node.output[0]], axis=1))
-                continue
+        if node.op_type == "Reshape" and node.output[0] in flattens:
+            nodes.append(helper.make_node("Flatten", [node.input[0]], [node.output[0]], axis=1))
+            continue
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
