@@ -31,7 +31,7 @@ class TpeController(AnchoredController):
 
     Differences from plain Optuna: it draws a random part of the genes, and children take these values into parents
     from the front. Redrawing all of 150 genes independently would put each where *some* good trial had it, and mix
-    the small end of the front with the accurate one (measured: worse than random search); and Optuna takes about a
+    the small end of the front with the accurate one; and Optuna takes about a
     millisecond a gene. The study is told the candidate that was tried, after repair, rather than what it drew.
     Infeasible outcomes carry their excess as a constraint, pruned ones count as pruned, and failures as failures,
     which TPE ignores.
