@@ -178,14 +178,19 @@ def _make_searcher(tune: Any, ray: Any, schedule: Schedule, mailbox: Any, on_res
     class ScheduleSearcher(tune.search.Searcher):  # type: ignore[misc]
         """Tune's view of the schedule."""
 
-        def __init__(self) -> None:
+        def __init__(self, schedule: Schedule | None, mailbox: Any, on_result: OnResult | None) -> None:
             super().__init__(metric="candidate", mode="max")
+            self.schedule, self.mailbox, self.on_result = schedule, mailbox, on_result
             self.candidates: dict[str, int] = {}
             self.fault: BaseException | None = None
 
+        def __reduce__(self) -> Any:
+            # Tune pickles its searcher to restore experiments; here the journal restores them.
+            return (type(self), (None, None, None))
+
         def suggest(self, trial_id: str) -> Any:
             try:
-                following = schedule.next()
+                following = self.schedule.next()
             except Exception as error:  # noqa: BLE001  (Tune would swallow it; it is raised once Tune has stopped)
                 self.fault = error
                 return tune.search.Searcher.FINISHED
@@ -201,13 +206,13 @@ def _make_searcher(tune: Any, ray: Any, schedule: Schedule, mailbox: Any, on_res
             if candidate is None:
                 return
             try:
-                parcel = ray.get(mailbox.take.remote(candidate))
+                parcel = ray.get(self.mailbox.take.remote(candidate))
                 if parcel is None:
                     parcel = Report(error="the worker died before the trial ended"), b""
-                on_result(candidate, *parcel)
+                self.on_result(candidate, *parcel)
             except Exception as fault:  # noqa: BLE001
                 self.fault = fault
-                schedule.stopped = True
+                self.schedule.stopped = True
 
         def save(self, checkpoint_path: str) -> None:
             pass
@@ -215,4 +220,4 @@ def _make_searcher(tune: Any, ray: Any, schedule: Schedule, mailbox: Any, on_res
         def restore(self, checkpoint_path: str) -> None:
             pass
 
-    return ScheduleSearcher()
+    return ScheduleSearcher(schedule, mailbox, on_result)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from autocomp import __version__, rundir
 from autocomp.bench import Bench
 from autocomp.budget import Budget
-from autocomp.controllers import create
+from autocomp.controllers import CostFunction, Costs, create
 from autocomp.controllers.repair import nearest_fit, smallest_reachable
 from autocomp.display import Display
 from autocomp.errors import RunError, UserError
@@ -147,14 +147,24 @@ def _plain_int8(network: Any, profile: HardwareProfile) -> Policy:
     return Policy({layer.name: INT8 for layer in network.layers if profile.veto(layer, INT8) is None})
 
 
+def controller_cost(model: CostModel) -> CostFunction:
+    """What a controller may know of the costs: bytes and milliseconds, without bands."""
+
+    def cost(genes: Any) -> Costs:
+        full = model(genes)
+        return Costs(full.size_bytes, full.latency_ms)
+
+    return cost
+
+
 def check_reachable(prepared: Prepared) -> None:
     """UserError where nothing in the space fits the budget: nearest candidate, binding constraint, smallest budget."""
     budget, space, cost = prepared.settings.budget, prepared.space, prepared.cost
-    nearest = nearest_fit(space, cost, budget)  # type: ignore[arg-type]
+    nearest = nearest_fit(space, controller_cost(cost), budget)
     size, latency = (float(v[0]) for v in cost(nearest[None])[:2])
     if budget.admits(size, latency):
         return
-    by_size, by_latency = smallest_reachable(space, cost)  # type: ignore[arg-type]
+    by_size, by_latency = smallest_reachable(space, controller_cost(cost))
     least_bytes = float(cost(by_size[None]).size_bytes[0])
     least_ms = float(cost(by_latency[None]).latency_ms[0])
     binding = budget.binding(size, latency)
@@ -229,7 +239,8 @@ def _make_schedule(
     known: dict[int, Entry], display: Display,
 ) -> Schedule:  # fmt: skip
     settings = prepared.settings
-    controller = create(settings.controller, prepared.space, prepared.cost, settings.budget, settings.seed)  # type: ignore[arg-type]
+    cost = controller_cost(prepared.cost)
+    controller = create(settings.controller, prepared.space, cost, settings.budget, settings.seed)
     workers = workers_of(settings)
     return Schedule(
         controller, prepared.cost, settings.budget, journal, lag=2 * workers, trials=settings.trials, seconds=seconds,

@@ -89,7 +89,7 @@ class TrialRunner:
     def _quantize(self, network: QuantizedNetwork, seed: int) -> None:
         inputs = self.bench.train_inputs
         chosen = np.sort(np.random.default_rng(seed).permutation(len(inputs))[:_CALIBRATION])
-        calibration = torch.from_numpy(np.ascontiguousarray(inputs[chosen]))
+        calibration = torch.from_numpy(np.array(inputs[chosen]))
         network.quantize(calibration.split(_CALIBRATION_BATCH))
 
     def _worth_training(self, policy: Policy) -> bool:

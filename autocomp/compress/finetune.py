@@ -79,13 +79,13 @@ def finetune(
         module.to(memory_format=torch.channels_last)  # twice as fast on a CPU: depthwise convolutions
     recent: list[float] = []
     for index in plan:
-        x = torch.from_numpy(np.ascontiguousarray(inputs[index]))
+        x = torch.from_numpy(np.array(inputs[index]))
         if images:
             x = x.contiguous(memory_format=torch.channels_last)
         outputs = module(x)
-        total = distillation_loss(outputs, torch.from_numpy(teacher[index]))
+        total = distillation_loss(outputs, torch.from_numpy(np.array(teacher[index])))
         if labels is not None and loss is not None:
-            total = (1 - label_weight) * total + label_weight * loss(outputs, torch.from_numpy(labels[index]))
+            total = (1 - label_weight) * total + label_weight * loss(outputs, torch.from_numpy(np.array(labels[index])))
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(weights, 5.0)
@@ -103,7 +103,7 @@ def finetune(
 def outputs_of(module: nn.Module, inputs: NDArray[np.float32], batch_size: int = 64) -> NDArray[np.float32]:
     """Outputs of a torch network on (n, …) inputs."""
     pieces = [
-        module(torch.from_numpy(np.ascontiguousarray(inputs[i : i + batch_size]))).numpy()
+        module(torch.from_numpy(np.array(inputs[i : i + batch_size]))).numpy()
         for i in range(0, len(inputs), batch_size)
     ]
     return np.concatenate(pieces)

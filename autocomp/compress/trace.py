@@ -72,6 +72,7 @@ def trace(module: nn.Module, example: torch.Tensor, name: str, folder: Path | No
         torch.export.save(onnx_program.exported_program, place / PROGRAM_FILE)
         template = onnx_program.model_proto
         _name_transposed_weights(template, captured)
+        _name_split_results(template, captured)
         onnx.save(template, place / TEMPLATE_FILE)
         (place / "name").write_text(name)
         return load(place)
@@ -94,6 +95,20 @@ def _name_transposed_weights(template: onnx.ModelProto, graph: fx.GraphModule) -
                 node.input[1] = name
                 del missing[name]
                 break
+
+
+def _name_split_results(template: onnx.ModelProto, graph: fx.GraphModule) -> None:
+    """Give the parts of a split the names of the fx nodes that pick them: the exporter numbers them."""
+    names: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        if node.target is operator.getitem:
+            for other in template.graph.node:
+                if other.op_type == "Split" and other.output[0].startswith(f"{node.args[0].name}_"):
+                    names[other.output[node.args[1]]] = node.name
+    for node in template.graph.node:
+        for values in (node.input, node.output):
+            for position, name in enumerate(values):
+                values[position] = names.get(name, name)
 
 
 def load(folder: Path) -> Traced:
@@ -211,8 +226,10 @@ def _is_tensor(node: object) -> bool:
 class _Analysis:
     """One walk over the graph: channel axes on the way down, then layers and kernels."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, values: set[str]) -> None:
+        """values: names of the tensors in the ONNX graph."""
         self.graph = graph
+        self.values = values
         self.coupling = _Coupling()
         self.axes: dict[fx.Node, _Axis | None] = {}
         self.layer_names: dict[fx.Node, str] = {}
@@ -224,7 +241,9 @@ class _Analysis:
         for node in self.graph.graph.nodes:
             if node.target in LAYERS and (path := weight_path(node)) is not None:
                 name = path.removesuffix(".weight")
-                if path in used:
+                if not self._finds_input(node):
+                    self.left_alone.append(LeftAlone(name, "quantize", "its input has no name in the ONNX graph"))
+                elif path in used:
                     self.left_alone.append(LeftAlone(name, "quantize", "its weight is shared by several calls"))
                     self.layer_names.pop(used[path], None)
                 else:
@@ -236,6 +255,14 @@ class _Analysis:
             elif isinstance(node.meta.get("val"), tuple | list):  # several results: recurrent layers, split
                 for source in node.all_input_nodes:
                     self.coupling.freeze(self.axes.get(source), f"passes through {_op_name(node)}")
+
+    def _finds_input(self, node: fx.Node) -> bool:
+        """Whether the tensor that a layer reads can be found in the ONNX graph, to be quantized there."""
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        while is_merged(source, self.values):
+            source = source.args[0]  # type: ignore[assignment]
+        return source.op == "placeholder" or source.name in self.values
 
     def _axis(self, node: fx.Node) -> _Axis | None:
         if node.op == "placeholder":
@@ -390,6 +417,11 @@ def is_flatten(node: fx.Node) -> bool:
     return len(after) == 2 and len(before) > 2 and after[0] == 0 and after[1] == math.prod(before[1:])
 
 
+def is_merged(node: fx.Node, values: set[str]) -> bool:
+    """Whether the exporter merged a node into its neighbour, as it does padding into a convolution."""
+    return node.name not in values and (node.target in _MOVES or node.target in _SPATIAL)
+
+
 def _groups(node: fx.Node) -> int:
     if node.target not in CONVOLUTIONS:
         return 1
@@ -416,7 +448,8 @@ def _pair(value: object, default: int = 1) -> tuple[int, int]:
 
 
 def _analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
-    analysis = _Analysis(graph)
+    values = {name for node in onnx.load_model_from_string(template).graph.node for name in node.output}
+    analysis = _Analysis(graph, values)
     analysis.run()
     coupling = analysis.coupling
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -456,7 +489,7 @@ def _analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
             )
         )  # fmt: skip
     left_alone += [LeftAlone(g.name, "prune", g.reason) for g in groups if g.reason]
-    kernels, starts, tensors = _kernels(graph, template, analysis, channels)
+    kernels, starts, tensors = _kernels(graph, values, analysis, channels)
     left_alone += [
         LeftAlone(k.name, "quantize", "the runtime has no integer kernel for it: it runs in float")
         for k in kernels
@@ -471,12 +504,11 @@ def _analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
 
 
 def _kernels(
-    graph: fx.GraphModule, template: bytes, analysis: _Analysis, channels: Callable[[_Axis | None, int], Channels]
+    graph: fx.GraphModule, values: set[str], analysis: _Analysis, channels: Callable[[_Axis | None, int], Channels]
 ) -> tuple[list[KernelNode], list[str], list[str]]:
     """Fused kernels in execution order, and the fx nodes where each begins and ends."""
     kernels: list[KernelNode] = []
     starts: list[str] = []
-    values = {name for node in onnx.load_model_from_string(template).graph.node for name in node.output}
     tensors: list[str] = []
     made: dict[fx.Node, int] = {}
     (output,) = [node for node in graph.graph.nodes if node.op == "output"]
@@ -490,8 +522,8 @@ def _kernels(
         sources = [s for s in maker.all_input_nodes if _is_tensor(s)]
         if not sources:
             continue  # a constant
-        if node.name not in values and (node.target in _MOVES or node.target in _SPATIAL) and sources[0] in made:
-            made[node] = made[sources[0]]  # the exporter merged it into its neighbour: padding into a convolution
+        if is_merged(node, values) and sources[0] in made:
+            made[node] = made[sources[0]]
             continue
         end = node
         op, int8, free = _kernel_op(node, sources)

@@ -149,3 +149,11 @@ def bias_function(integer: bool) -> FunctionProto:
     return body.function(
         "Bias", ["bias", "base", "ratios", "input_scale"], body.op("DequantizeLinear", rounded, scale, axis=0)
     )
+
+
+def plain_dequantize_function() -> FunctionProto:
+    """uint8 tensor, scale and zero-point to float32, without the operator that the runtime looks for."""
+    body = _Body()
+    real = body.op("Cast", "codes", to=onnx.TensorProto.FLOAT)
+    zero = body.op("Cast", "zero", to=onnx.TensorProto.FLOAT)
+    return body.function("Real", ["codes", "scale", "zero"], body.op("Mul", body.op("Sub", real, zero), "scale"))

@@ -3,7 +3,7 @@
 This module is that process: it imports neither torch nor the rest of the package's machinery. It reads one JSON
 request a line on standard input and answers one JSON line each on its standard output.
 
-    {"model": path, "inputs": path of a .npy, "outputs": path to write, "batch": 64, "layers": [names]}
+    {"model": path, "inputs": path of a .npy, "outputs": path to write, "batch": 64, "layers": {name: output or ""}}
     {"ok": true, "executed": {layer: operator}, "seconds": 0.8}
 """
 
@@ -51,6 +51,35 @@ def open_session(model: str) -> tuple[Any, dict[str, str]]:
     return session, found
 
 
+#: What the runtime may fuse into the layer before it, or drop because quantization clamps anyway.
+_ACTIVATIONS = frozenset({
+    "Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu",
+})  # fmt: skip
+
+
+def spellings(model: str, layers: list[str]) -> dict[str, list[str]]:
+    """Layer → names under which the optimized graph may hold it: its own, and those of what it hands on."""
+    import onnx
+
+    graph = onnx.load(model).graph
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = {}
+    for node in graph.node:
+        if node.name in layers and len(node.output) == 1:
+            names, tensor = [node.name], node.output[0]
+            while True:
+                names.append(tensor)
+                following = readers.get(tensor, [])
+                if len(following) != 1 or following[0].op_type not in _ACTIVATIONS:
+                    break
+                tensor = following[0].output[0]
+            found[node.name] = names
+    return found
+
+
 def run(session: Any, inputs: Any, batch: int) -> Any:
     """Outputs for all inputs, (n, …); `inputs` may be a memory map."""
     import numpy as np
@@ -71,10 +100,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     if not np.isfinite(outputs).all():
         return {"ok": False, "error": "the file's output is not finite"}
     np.save(request["outputs"], outputs)
-    executed = {}
-    for layer, output in request.get("layers", {}).items():
-        operator = operators.get(layer) or operators.get(output) or ""
-        executed[layer] = operator
+    layers = request.get("layers", {})
+    names = spellings(request["model"], list(layers)) if layers else {}
+    executed = {
+        layer: next((operators[name] for name in [*names.get(layer, [layer]), output] if name in operators), "")
+        for layer, output in layers.items()
+    }
     return {"ok": True, "executed": executed, "seconds": time.perf_counter() - started}
 
 

@@ -1,4 +1,8 @@
-"""Bytes of a file before it is written: payload by arithmetic, everything else by building each part once."""
+"""Bytes of a file before it is written: payload by arithmetic, everything else by building each part once.
+
+Where a byte depends on more than one layer (a zero-point that two tensors may share, a name that a reader spells
+shorter), the larger figure counts: a candidate that fits the budget by this count has a file that fits.
+"""
 
 from collections.abc import Mapping
 from functools import cache
@@ -7,13 +11,28 @@ from math import prod
 import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
+from onnx import ModelProto, helper
 
 from autocomp.compress.network import LayerWeights
 from autocomp.compress.quantize import TensorRange, kept_weights
 from autocomp.compress.trace import Traced
-from autocomp.export.functions import bias_function, weight_function, weight_function_name
-from autocomp.export.packing import Packing, choose_packing
-from autocomp.export.writer import FIXED_ARGUMENTS, OnnxWriter, Parts, layer_consumers
+from autocomp.export.functions import (
+    DOMAIN,
+    bias_function,
+    plain_dequantize_function,
+    weight_function,
+    weight_function_name,
+)
+from autocomp.export.packing import PLANES, Packing, choose_packing
+from autocomp.export.writer import (
+    BIAS,
+    FIXED_ARGUMENTS,
+    OnnxWriter,
+    Parts,
+    bias_name,
+    layer_consumers,
+    replace_input,
+)
 from autocomp.network import NETWORK_INPUT, LayerSpec
 from autocomp.policy import LayerPolicy
 
@@ -37,12 +56,22 @@ class FileSizes:
     def __init__(self, writer: OnnxWriter) -> None:
         self.traced: Traced = writer.traced
         self._writer = writer
-        template = writer.template
+        template = ModelProto()
+        template.CopyFrom(writer.template)
         consumers = layer_consumers(self.traced, template.graph)
         self._transposed = {layer: node.op_type == "MatMul" for layer, node in consumers.items()}
+        self._flattened = {n.output[0] for n in template.graph.node if n.op_type == "Flatten"}
         replaced = set(writer.layer_initializers())
-        stored = sum(field_bytes(i) for i in template.graph.initializer if i.name in replaced)
-        self._fixed = template.ByteSize() - stored
+        for layer, node in consumers.items():
+            bias = bias_name(template.graph, node)
+            if bias is not None:
+                replace_input(template.graph, node, bias, writer.short_name(layer) + BIAS)
+            node.input[1] = writer.short_name(layer)
+        kept = [i for i in template.graph.initializer if i.name not in replaced]
+        del template.graph.initializer[:]
+        template.graph.initializer.extend(kept)
+        # Every quantized file names the domain of its functions; the graph's own length may take two bytes more.
+        self._fixed = template.ByteSize() + field_bytes(helper.make_opsetid(DOMAIN, 1)) + 2
         self._layer = cache(self._layer_overhead)
 
     def fixed_bytes(self) -> int:
@@ -53,23 +82,46 @@ class FileSizes:
         kept = np.array([kept_weights(int(w), decision.sparsity) for w in weights])
         bits = decision.weight_bits
         width = 32 if bits is None else bits
-        dense = _payload(width, weights)
-        sparse = _payload(width, kept) + (weights + 7) // 8
+        dense = _values(width, weights)
+        sparse = [*_values(width, kept), (weights + 7) // 8]
         # The same choice as `choose_packing`, for arrays.
-        masked = (kept < weights) & ((width == 2) | (sparse < dense))
-        total = np.where(masked, sparse, dense)
-        overhead = np.where(masked, self._layer(layer.name, bits, decision.activation, True),
-                            self._layer(layer.name, bits, decision.activation, False))  # fmt: skip
-        per_channel = (0 if bits is None else 2) + ((4 if bits is None else 2) if layer.bias else 0)
-        return np.asarray(total + overhead + per_channel * out_channels, dtype=np.int64)
+        masked = (kept < weights) & ((width == 2) | (sum(sparse) < sum(dense)))
+        per_channel = [] if bits is None else [2 * out_channels]
+        if layer.bias:
+            per_channel.append((4 if bits is None else 2) * out_channels)
+        totals = [
+            sum(tensor + _header_growth(tensor) for tensor in (*tensors, *per_channel))
+            + self._layer(layer.name, bits, decision.activation, is_sparse)
+            for tensors, is_sparse in ((sparse, True), (dense, False))
+        ]
+        return np.asarray(np.where(masked, *totals), dtype=np.int64)
 
     def tensor_bytes(self, kernel: int) -> int:
         parts = Parts()
-        name = self.traced.input_name if kernel == NETWORK_INPUT else self.traced.tensors[kernel]
-        parts.quantize_dequantize(kernel, name, TensorRange(0.1, 7), is_output=False)
-        nodes = sum(field_bytes(node) for nodes in parts.after.values() for node in nodes)
-        # Zero-points are shared between tensors: only the scale is a tensor's own.
-        return nodes + field_bytes(parts.initializers[0])
+        if kernel == NETWORK_INPUT:
+            name, is_output, shares_zero = self.traced.input_name, False, False
+        else:
+            name, node = self.traced.tensors[kernel], self.traced.spec.kernels[kernel]
+            is_output = node.output
+            # Behind a ReLU the zero-point is 0; what keeps its input's range keeps its zero-point.
+            shares_zero = node.keeps_range or self.traced.starts[kernel] != name
+        parts.quantize_dequantize(kernel, name, TensorRange(0.1, 0 if shares_zero else 255), is_output=is_output)
+        if name in self._flattened:
+            parts.quantize_dequantize_flatten(kernel, name, TensorRange(0.1, 255))
+        total = sum(field_bytes(node) for nodes in parts.after.values() for node in nodes)
+        if is_output:
+            total += len("_raw")  # what makes the tensor writes to another name
+        scale, zero = parts.initializers
+        return total + field_bytes(scale) + (0 if shares_zero else field_bytes(zero)) + 1
+
+    def dequantize_bytes(self, kernel: int) -> int:
+        parts = Parts()
+        parts.quantize_dequantize(kernel, "x", TensorRange(0.1, 255), is_output=False)
+        parts.plain_dequantize(kernel)
+        return field_bytes(parts.after["x"][-1])
+
+    def dequantize_function_bytes(self) -> int:
+        return field_bytes(plain_dequantize_function())
 
     def function_bytes(self, layer: LayerSpec, decision: LayerPolicy) -> Mapping[str, int]:
         count = prod(layer.weight_shape)
@@ -105,14 +157,22 @@ class FileSizes:
             parts.bias(short, tiny, "s10", float_bias=transposed)
         total = sum(field_bytes(i) for i in parts.initializers) + sum(field_bytes(n) for n in parts.prologue)
         payload = sum(len(i.raw_data) for i in parts.initializers if not i.name.endswith(FIXED_ARGUMENTS))
-        # Lengths above 127 take one or two bytes more in the header of a large tensor.
-        return total - payload + 3 * len(parts.initializers)
+        # Dimensions from 128 on take a byte more where a tensor is stored in its own shape, counts in one of a row.
+        wide = sum(len_bytes(size) - 1 for size in layer.weight_shape) + len(parts.initializers)
+        return total - payload + wide
 
 
-def _payload(width: int, values: Ints | NDArray[np.int64]) -> Ints:
+def _values(width: int, values: Ints) -> list[Ints]:
+    """Bytes of each tensor that holds `values` packed values."""
     if width >= 8:
-        return np.asarray(values * (width // 8), dtype=np.int64)
-    return np.asarray((values + 7) // 8 * width, dtype=np.int64)
+        return [values * (width // 8)]
+    return [(values + 7) // 8 * plane for plane in PLANES[width]]
+
+
+def _header_growth(payload: Ints) -> Ints:
+    """Bytes by which a tensor's two length fields outgrow those of a tensor of a few bytes; name and shape take 24."""
+    steps = np.searchsorted(np.array([2**7, 2**14, 2**21, 2**28]), payload + 24, side="right")
+    return np.asarray(2 * steps, dtype=np.int64)
 
 
 @cache

@@ -13,6 +13,7 @@ from autocomp.compress.trace import Traced, is_flatten
 from autocomp.export.functions import (
     DOMAIN,
     bias_function,
+    plain_dequantize_function,
     weight_function,
     weight_function_name,
     weight_inputs,
@@ -107,7 +108,7 @@ class OnnxWriter:
         """Names of the template's tensors that a layer's own take the place of."""
         graph = self.template.graph
         consumers = layer_consumers(self.traced, graph).values()
-        return [n.input[1] for n in consumers] + [b for n in consumers if (b := _bias_name(graph, n)) is not None]
+        return [n.input[1] for n in consumers] + [b for n in consumers if (b := bias_name(graph, n)) is not None]
 
     def build(self, network: CompressedNetwork) -> ModelProto:
         model = ModelProto()
@@ -116,7 +117,7 @@ class OnnxWriter:
         parts = Parts()
         consumers = layer_consumers(self.traced, graph)
         source_of = {node.name: node.inputs[0] for node in self.traced.spec.kernels if node.layer is not None}
-        biases = {layer: _bias_name(graph, node) for layer, node in consumers.items()}
+        biases = {layer: bias_name(graph, node) for layer, node in consumers.items()}
         replaced = set(self.layer_initializers())
         kept = [i for i in graph.initializer if i.name not in replaced]
         del graph.initializer[:]
@@ -130,7 +131,7 @@ class OnnxWriter:
             node.input[1] = parts.weight(short, weights, transposed)
             if old_bias is not None and weights.bias is not None:
                 new_bias = parts.bias(short, weights, input_scale, float_bias=transposed)
-                _replace_input(graph, node, old_bias, new_bias)
+                replace_input(graph, node, old_bias, new_bias)
             for attribute in node.attribute:
                 if attribute.name == "group" and self.traced.spec.layer_by_name[layer].depthwise:
                     attribute.i = len(weights.weight)
@@ -182,7 +183,7 @@ class OnnxWriter:
             for node in consumers:
                 reads = dequantized
                 if id(node) in sandwiched:
-                    reads = parts.plain_dequantize(index, name)
+                    reads = parts.plain_dequantize(index)
                 for position, source in enumerate(node.input):
                     if source == name:
                         node.input[position] = reads
@@ -195,12 +196,7 @@ class OnnxWriter:
         """A pooling that drops its spatial axes is GlobalAveragePool and Flatten: both need the same quantization."""
         flatten = by_output.get(name)
         if flatten is not None and flatten.op_type == "Flatten" and flatten.input[0] == f"{name}_4d":
-            scale, zero = _scale_name(index), f"z{range.zero_point}"
-            parts.after[f"{name}_4d"] = [
-                helper.make_node("QuantizeLinear", [f"{name}_4d", scale, zero], [f"p{index + 1}"]),
-                helper.make_node("DequantizeLinear", [f"p{index + 1}", scale, zero], [f"f{index + 1}"]),
-            ]
-            flatten.input[0] = f"f{index + 1}"
+            flatten.input[0] = parts.quantize_dequantize_flatten(index, name, range)
 
     def _entry_nodes(self, kernel: int, by_output: dict[str, NodeProto]) -> Iterable[NodeProto]:
         """The ONNX nodes that read a kernel's inputs: its first node, for MatMul + Add the MatMul too."""
@@ -224,7 +220,7 @@ class OnnxWriter:
         assert not parts.after, f"tensors that nothing computes: {sorted(parts.after)}"
 
 
-def _bias_name(graph: GraphProto, node: NodeProto) -> str | None:
+def bias_name(graph: GraphProto, node: NodeProto) -> str | None:
     """The initializer that holds a layer's bias; for MatMul it is read by the Add behind it."""
     if len(node.input) > 2:
         return node.input[2]
@@ -236,7 +232,7 @@ def _bias_name(graph: GraphProto, node: NodeProto) -> str | None:
     return None
 
 
-def _replace_input(graph: GraphProto, node: NodeProto, old: str, new: str) -> None:
+def replace_input(graph: GraphProto, node: NodeProto, old: str, new: str) -> None:
     for candidate in graph.node if node.op_type == "MatMul" else [node]:
         for position, name in enumerate(candidate.input):
             if name == old:
@@ -299,7 +295,7 @@ class Parts:
     def bias(self, short: str, layer: LayerWeights, input_scale: str, float_bias: bool) -> str:
         """Store one bias; `float_bias` where the consumer adds it in float although the weights are integers."""
         assert layer.bias is not None
-        name = f"{short}a"  # "b" is the base of its scales
+        name = short + BIAS
         if layer.bits is None:
             return self.store(name, layer.bias)
         integer = layer.integer and not float_bias
@@ -324,8 +320,17 @@ class Parts:
         ]
         return result
 
-    def plain_dequantize(self, index: int, name: str) -> str:
-        """Dequantize tensor `name` by arithmetic, for a float layer between integer ones.
+    def quantize_dequantize_flatten(self, index: int, name: str, range: TensorRange) -> str:
+        """Add a pair between a pooling and the flatten that makes `name`, with the scale that `name` has."""
+        scale, zero = _scale_name(index), f"z{range.zero_point}"
+        self.after[f"{name}_4d"] = [
+            helper.make_node("QuantizeLinear", [f"{name}_4d", scale, zero], [f"p{index + 1}"]),
+            helper.make_node("DequantizeLinear", [f"p{index + 1}", scale, zero], [f"f{index + 1}"]),
+        ]
+        return f"f{index + 1}"
+
+    def plain_dequantize(self, index: int) -> str:
+        """Dequantize the result of a kernel by arithmetic, for a float layer between integer ones.
 
         Between DequantizeLinear and QuantizeLinear the runtime would quantize the layer's float weights by itself, to
         8 bits per tensor, and run it as an integer kernel that nobody asked for.
@@ -333,16 +338,14 @@ class Parts:
         result = f"e{index + 1}"
         pair = next(nodes for nodes in self.after.values() if nodes[0].output[0] == f"q{index + 1}")
         if len(pair) == 2:
-            scale, zero = pair[0].input[1:]
-            pair += [
-                helper.make_node("Cast", [f"q{index + 1}"], [f"{result}q"], to=TensorProto.FLOAT),
-                helper.make_node("Cast", [zero], [f"{result}z"], to=TensorProto.FLOAT),
-                helper.make_node("Sub", [f"{result}q", f"{result}z"], [f"{result}c"]),
-                helper.make_node("Mul", [f"{result}c", scale], [result]),
-            ]
+            function = plain_dequantize_function()
+            self.functions.setdefault(function.name, function)
+            pair.append(helper.make_node(function.name, pair[1].input, [result], domain=DOMAIN))
         return result
 
 
+#: Ending of a layer's bias; "b" is the base of its scales.
+BIAS = "a"
 #: Endings of the tensors whose bytes do not depend on the number of weights and channels: base and shape.
 FIXED_ARGUMENTS = ("b", "s")
 

@@ -36,6 +36,14 @@ class Sizes(Protocol):
         """Bytes of quantizing the result of a kernel (NETWORK_INPUT: the network's input)."""
         ...
 
+    def dequantize_bytes(self, kernel: int) -> int:
+        """Bytes of handing the integer result of a kernel to a float layer."""
+        ...
+
+    def dequantize_function_bytes(self) -> int:
+        """Shared definition that the first of those needs."""
+        ...
+
     def function_bytes(self, layer: LayerSpec, decision: LayerPolicy) -> Mapping[str, int]:
         """Shared definitions that a decision needs, name → bytes; each counts once a file."""
         ...
@@ -174,8 +182,7 @@ class CostModel:
             latency += value[0]
             low += value[1]
             high += value[2]
-        for source, quantized in self._quantized(int8, conversions).items():
-            size += self.sizes.tensor_bytes(source) * quantized
+        size += self._tensor_bytes(int8, conversions, n)
         used: dict[str, tuple[int, NDArray[np.bool_]]] = {}
         for layer in self._layer_tables:
             decision = layer.decision(genes)
@@ -201,8 +208,7 @@ class CostModel:
             functions |= self.sizes.function_bytes(layer, decision)
         conversions = {step: np.ones(1, dtype=bool) for step in plan.conversions}
         int8 = [np.array([p == "int8"]) for p in plan.precisions]
-        for source, quantized in self._quantized(int8, conversions).items():
-            size += self.sizes.tensor_bytes(source) * int(quantized[0])
+        size += int(self._tensor_bytes(int8, conversions, 1)[0])
         size += sum(functions.values())
         return Cost(
             np.array([float(size)]),
@@ -261,6 +267,20 @@ class CostModel:
             if node.output and stored[index].any():
                 conversions[index, "dequantize"] = stored[index]
         return int8, conversions
+
+    def _tensor_bytes(
+        self, int8: Sequence[NDArray[np.bool_]], conversions: Mapping[tuple[int, str], NDArray[np.bool_]], n: int
+    ) -> Floats:
+        """Bytes of what stands between the layers of n candidates, (n,)."""
+        size = np.zeros(n)
+        for source, quantized in self._quantized(int8, conversions).items():
+            size += self.sizes.tensor_bytes(source) * quantized
+        back = {source: happens for (source, step), happens in conversions.items() if step == "dequantize"}
+        for source, happens in back.items():
+            size += self.sizes.dequantize_bytes(source) * happens
+        if back:
+            size += self.sizes.dequantize_function_bytes() * np.logical_or.reduce(list(back.values()))
+        return size
 
     def _quantized(
         self, int8: Sequence[NDArray[np.bool_]], conversions: Mapping[tuple[int, str], NDArray[np.bool_]]
