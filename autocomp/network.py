@@ -8,6 +8,8 @@ from autocomp.kernel import Kernel, Precision
 from autocomp.policy import Policy
 
 NETWORK_INPUT = -1
+#: Kernels with weights.
+LAYER_OPS = ("conv", "depthwise", "linear")
 
 
 @dataclass(frozen=True, slots=True)

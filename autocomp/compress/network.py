@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from autocomp.compress.graph import argument, get_parameter
+from autocomp.compress.graph import argument, aten, get_parameter
 from autocomp.compress.prune import check_policy, prune
 from autocomp.compress.quantize import (
     ActivationQuantizer,
@@ -127,13 +127,25 @@ class QuantizedNetwork:
             levels = Grid(decision.weight_bits).round(weight / per_channel).to(torch.int8).numpy()
             if mask is not None:
                 levels = np.where(mask, levels, 0).astype(np.int8)
+            stored_bias = bias.numpy().copy() if bias is not None else None
+            if bias is not None and decision.activation == "int8":
+                self._round_bias(layer.name, bias, stored)
             layers[layer.name] = LayerWeights(
                 weight=(levels * per_channel.numpy()).astype(np.float32),
-                bias=bias.numpy().copy() if bias is not None else None,
+                bias=stored_bias,
                 bits=decision.weight_bits, integer=decision.activation == "int8",
                 levels=levels, base=base, ratios=ratios, mask=mask,
             )  # fmt: skip
         return CompressedNetwork(self.traced, self.policy, self.execution, layers, dict(self.ranges))
+
+    def _round_bias(self, layer: str, bias: torch.Tensor, scales: NDArray[np.float32]) -> None:
+        """Round a bias as the file does for integer kernels: to multiples of input scale × weight scale."""
+        node = next(n for n in self.module.graph.nodes if n.name == self.traced.layer_nodes[layer])
+        if node.target is aten.linear.default and node.meta["val"].ndim > 2:
+            return  # several positions: a MatMul, whose bias is added in float
+        source = next(k.inputs[0] for k in self.traced.spec.kernels if k.layer == layer)
+        unit = torch.from_numpy(scales) * self.ranges[source].scale
+        bias.copy_((bias / unit).round() * unit)
 
     def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(weights and biases, logarithms of scales): the two learn at different rates."""

@@ -23,7 +23,7 @@ from autocomp.compress.graph import (
     weight_path,
 )
 from autocomp.errors import UserError
-from autocomp.network import NETWORK_INPUT, ChannelGroup, Channels, KernelNode, LayerSpec, LeftAlone, NetworkSpec
+from autocomp.network import LAYER_OPS, NETWORK_INPUT, ChannelGroup, Channels, KernelNode, LayerSpec, LeftAlone, NetworkSpec
 
 PROGRAM_FILE = "program.pt2"
 TEMPLATE_FILE = "float.onnx"
@@ -72,7 +72,7 @@ def trace(module: nn.Module, example: torch.Tensor, name: str, folder: Path | No
         torch.export.save(onnx_program.exported_program, place / PROGRAM_FILE)
         template = onnx_program.model_proto
         _name_transposed_weights(template, captured)
-        _name_split_results(template, captured)
+        _name_split_results(template, onnx_program.exported_program.graph)
         onnx.save(template, place / TEMPLATE_FILE)
         (place / "name").write_text(name)
         return load(place)
@@ -97,10 +97,10 @@ def _name_transposed_weights(template: onnx.ModelProto, graph: fx.GraphModule) -
                 break
 
 
-def _name_split_results(template: onnx.ModelProto, graph: fx.GraphModule) -> None:
+def _name_split_results(template: onnx.ModelProto, graph: fx.Graph) -> None:
     """Give the parts of a split the names of the fx nodes that pick them: the exporter numbers them."""
     names: dict[str, str] = {}
-    for node in graph.graph.nodes:
+    for node in graph.nodes:
         if node.target is operator.getitem:
             for other in template.graph.node:
                 if other.op_type == "Split" and other.output[0].startswith(f"{node.args[0].name}_"):
@@ -493,7 +493,7 @@ def _analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
     left_alone += [
         LeftAlone(k.name, "quantize", "the runtime has no integer kernel for it: it runs in float")
         for k in kernels
-        if k.layer is None and not k.int8 and not k.free
+        if k.layer is None and not k.int8 and not k.free and k.op not in LAYER_OPS  # those are listed already
     ]
     spec = NetworkSpec(
         name, _shape(placeholders[0])[1:], tuple(layers), tuple(groups), tuple(kernels), tuple(left_alone)
@@ -539,6 +539,7 @@ def _kernels(
         in_axis = analysis.in_axes.get(node) if node.target in LAYERS else analysis.axes.get(main)
         height, width = (1, _elements(main) // before[-1]) if linear else _spatial(before)
         layer = analysis.layer_names.get(node)
+        int8 = int8 and (layer is not None or node.target not in LAYERS)  # a layer that is left alone is float
         weight = analysis._weight(node) if layer is not None else None
         window, stride = _window(node, op, weight)
         in_fallback = before[-1 if linear else 1] if len(before) > 1 else 1

@@ -101,10 +101,8 @@ class FileSizes:
         if kernel == NETWORK_INPUT:
             name, is_output, shares_zero = self.traced.input_name, False, False
         else:
-            name, node = self.traced.tensors[kernel], self.traced.spec.kernels[kernel]
-            is_output = node.output
-            # Behind a ReLU the zero-point is 0; what keeps its input's range keeps its zero-point.
-            shares_zero = node.keeps_range or self.traced.starts[kernel] != name
+            name, is_output = self.traced.tensors[kernel], self.traced.spec.kernels[kernel].output
+            shares_zero = self._behind_relu(kernel)
         parts.quantize_dequantize(kernel, name, TensorRange(0.1, 0 if shares_zero else 255), is_output=is_output)
         if name in self._flattened:
             parts.quantize_dequantize_flatten(kernel, name, TensorRange(0.1, 255))
@@ -113,6 +111,14 @@ class FileSizes:
             total += len("_raw")  # what makes the tensor writes to another name
         scale, zero = parts.initializers
         return total + field_bytes(scale) + (0 if shares_zero else field_bytes(zero)) + 1
+
+    def _behind_relu(self, kernel: int) -> bool:
+        """Whether a tensor's zero-point is 0, of which a file has one."""
+        node = self.traced.spec.kernels[kernel]
+        while node.keeps_range and node.inputs[0] != NETWORK_INPUT:
+            kernel = node.inputs[0]
+            node = self.traced.spec.kernels[kernel]
+        return self.traced.starts[kernel] != self.traced.tensors[kernel]
 
     def dequantize_bytes(self, kernel: int) -> int:
         parts = Parts()

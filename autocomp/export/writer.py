@@ -19,7 +19,7 @@ from autocomp.export.functions import (
     weight_inputs,
 )
 from autocomp.export.packing import Packing, choose_packing, pack_codes, pack_plane, padded
-from autocomp.network import NETWORK_INPUT
+from autocomp.network import LAYER_OPS, NETWORK_INPUT
 
 PRODUCER = "autocomp"
 
@@ -163,7 +163,7 @@ class OnnxWriter:
         sandwiched = {
             id(node)
             for k, kernel in enumerate(kernels)
-            if kernel.layer is not None and execution.precisions[k] == "fp32" and k in network.ranges
+            if kernel.op in LAYER_OPS and execution.precisions[k] == "fp32" and k in network.ranges
             for node in self._entry_nodes(k, nodes_by_output)
         }
         for index in sorted(network.ranges):
