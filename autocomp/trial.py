@@ -11,6 +11,9 @@ import torch
 from autocomp.bench import Bench
 from autocomp.compress.finetune import finetune, outputs_of
 from autocomp.compress.network import QuantizedNetwork
+from autocomp.compress.prune import select_channels
+from autocomp.compress.reconstruct import reconstruct
+from autocomp.compress.renormalize import Renormalized
 from autocomp.errors import RunError
 from autocomp.export.score import Scorer, layer_outputs, precision_faults
 from autocomp.export.writer import OnnxWriter
@@ -18,6 +21,13 @@ from autocomp.policy import Policy
 
 #: Examples that activation ranges are chosen on, and how many go through the network at once.
 _CALIBRATION, _CALIBRATION_BATCH = 128, 32
+
+#: Examples that pruned layers are refitted on, at most, and elements of them where they are large images.
+_RECONSTRUCTION, _RECONSTRUCTION_ELEMENTS = 1024, 5_000_000
+#: Training of a pruned network before it is quantized, as multiples of the task's epochs and learning rate: with
+#: batch-norm in place it bears a higher rate, and it has more to learn. On the embedded task at half the channels,
+#: two epochs reach 90.7 % of validation, without batch-norm and reconstruction one reached 36 %.
+_RECOVERY_EPOCHS, _RECOVERY_RATE = 2, 3.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class TrialRunner:
         pruned = any(kept < self.traced.spec.group_by_name[g].channels for g, kept in policy.channels.items())
         if pruned:
             # Recover in float first: ranges that are chosen on a broken network are wrong ones.
-            self._finetune(network, epochs, seed)
+            self._recover(network, policy, epochs, seed)
             steps["recover_s"] = time.perf_counter() - started
         self._quantize(network, seed)
         steps["quantize_s"] = time.perf_counter() - started
@@ -86,10 +96,31 @@ class TrialRunner:
         details |= {name: round(value, 3) for name, value in steps.items()}
         return TrialResult(accuracy, size, details)
 
-    def _quantize(self, network: QuantizedNetwork, seed: int) -> None:
+    def _recover(self, network: QuantizedNetwork, policy: Policy, epochs: float, seed: int) -> None:
+        """Refit the layers of a pruned network to what they gave before, then train it with batch-norm in place."""
         inputs = self.bench.train_inputs
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(inputs))[:_CALIBRATION])
-        calibration = torch.from_numpy(np.array(inputs[chosen]))
+        # Both networks hold a layer's activations at once: few images where they are large.
+        count = max(_CALIBRATION_BATCH, min(_RECONSTRUCTION, int(_RECONSTRUCTION_ELEMENTS // inputs[0].size)))
+        examples = self._examples(count, seed)
+        reconstruct(self.traced, network.module, select_channels(self.traced, policy), examples)
+        if epochs <= 0:
+            return
+        normalized = Renormalized(network.module, examples)
+        network.module.train()
+        loss = self._finetune(network, _RECOVERY_EPOCHS * epochs, seed, _RECOVERY_RATE)
+        network.module.eval()
+        normalized.fold()
+        if not np.isfinite(loss):
+            raise RunError("the recovery after pruning diverged: the loss is not a number")
+
+    def _examples(self, count: int, seed: int) -> torch.Tensor:
+        """Some training inputs, (count, …), the same for one seed."""
+        inputs = self.bench.train_inputs
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(inputs))[:count])
+        return torch.from_numpy(np.array(inputs[chosen]))
+
+    def _quantize(self, network: QuantizedNetwork, seed: int) -> None:
+        calibration = self._examples(_CALIBRATION, seed)
         network.quantize(calibration.split(_CALIBRATION_BATCH))
 
     def _worth_training(self, policy: Policy) -> bool:
@@ -99,12 +130,12 @@ class TrialRunner:
             kept < self.traced.spec.group_by_name[g].channels for g, kept in policy.channels.items()
         )
 
-    def _finetune(self, network: QuantizedNetwork, epochs: float, seed: int) -> float:
+    def _finetune(self, network: QuantizedNetwork, epochs: float, seed: int, faster: float = 1.0) -> float:
         bench = self.bench
         _, scales = network.parameters()
         return finetune(
             network.module, bench.train_inputs, bench.train_labels, bench.train_teacher, epochs=epochs,
-            batch_size=int(bench.settings["batch_size"]), learning_rate=float(bench.settings["learning_rate"]),
+            batch_size=int(bench.settings["batch_size"]), learning_rate=faster * float(bench.settings["learning_rate"]),
             seed=seed, loss=bench.loss, log_scales=scales,
         )  # fmt: skip
 

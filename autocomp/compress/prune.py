@@ -63,8 +63,8 @@ def select_channels(traced: Traced, policy: Policy) -> dict[str, torch.Tensor]:
     }
 
 
-def _positions(channels: Channels, kept: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """Indices along the axis that stay, or None if all do."""
+def kept_positions(channels: Channels, kept: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Indices along a channel axis that stay when each group keeps its `kept` ones; None if all do."""
     if not any(group in kept for group, _ in channels.parts):
         return None
     pieces, start = [], 0
@@ -85,8 +85,8 @@ def prune(traced: Traced, policy: Policy) -> fx.GraphModule:
     nodes = {node.name: node for node in graph.graph.nodes}
     for layer in traced.spec.layers:
         node = nodes[traced.layer_nodes[layer.name]]
-        out_index = _positions(layer.out_channels, kept)
-        in_index = None if layer.groups > 1 else _positions(layer.in_channels, kept)
+        out_index = kept_positions(layer.out_channels, kept)
+        in_index = None if layer.groups > 1 else kept_positions(layer.in_channels, kept)
         path = traced.weights[layer.name]
         weight = get_parameter(graph, path)
         if out_index is not None:

@@ -119,6 +119,8 @@ def load(folder: Path) -> Traced:
     for node in list(exported.graph.nodes):
         if node.op == "call_module":  # input guards: the loop feeds batches of every size
             exported.graph.erase_node(node)
+        elif node.target is aten.view.default:
+            node.target = aten.reshape.default  # training stores images channels last, where a view may not exist
     graph = fx.GraphModule(exported, exported.graph)
     graph.recompile()
     return _analyse(graph, (folder / TEMPLATE_FILE).read_bytes(), (folder / "name").read_text())
