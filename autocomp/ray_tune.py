@@ -33,6 +33,8 @@ _ENVIRONMENT = {
     # Ctrl-C belongs to the search, which saves and says what to type next.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "OMP_NUM_THREADS": "1",
+    # Ray would run its workers at niceness 15, where anything else on the machine takes the CPU from the trials.
+    "RAY_worker_niceness": "0",
 }
 
 #: Called in the driver with a candidate's id, its report, and the bytes of its file (empty where there is none).
