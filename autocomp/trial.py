@@ -28,6 +28,8 @@ _RECONSTRUCTION, _RECONSTRUCTION_ELEMENTS = 1024, 5_000_000
 #: batch-norm in place it bears a higher rate, and it has more to learn. On the embedded task at half the channels,
 #: two epochs reach 90.7 % of validation, without batch-norm and reconstruction one reached 36 %.
 _RECOVERY_EPOCHS, _RECOVERY_RATE = 2, 3.0
+#: Mean bits a weight below which training goes on for twice as long (embedded task, 2.8 bits: 97.1 → 97.6 %).
+_FEW_BITS = 3.5
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class TrialRunner:
         steps["quantize_s"] = time.perf_counter() - started
         loss = 0.0
         if self._worth_training(policy):
-            loss = self._finetune(network, epochs, seed + 1)
+            loss = self._finetune(network, epochs * self._patience(policy), seed + 1)
         steps["finetune_s"] = time.perf_counter() - started
         if not np.isfinite(loss):
             raise RunError("finetuning diverged: the loss is not a number")
@@ -129,6 +131,13 @@ class TrialRunner:
         return any(d.sparsity or (d.weight_bits is not None and d.weight_bits < 8) for d in decisions) or any(
             kept < self.traced.spec.group_by_name[g].channels for g, kept in policy.channels.items()
         )
+
+    def _patience(self, policy: Policy) -> float:
+        """How many times the task's epochs quantization-aware training goes on: few bits take longer to settle."""
+        layers = self.traced.spec.layers
+        weights = sum(layer.weights(policy) for layer in layers)
+        bits = sum(layer.weights(policy) * (policy.layer(layer.name).weight_bits or 32) for layer in layers) / weights
+        return 2.0 if bits < _FEW_BITS else 1.0
 
     def _finetune(self, network: QuantizedNetwork, epochs: float, seed: int, faster: float = 1.0) -> float:
         bench = self.bench

@@ -23,18 +23,24 @@ from autocomp.space import Genes, SearchSpace
 MAX_ANCHORS = 12
 #: Anchors that are far over the budget all end at its edge after repair: keep only the nearest few of them.
 MAX_REPAIRED = 3
+#: Share of the weights that is meant by "the layers that hold most of the weights".
+LARGE_SHARE = 0.6
 
 #: How a new candidate starts: drawn at random, or with many genes of a front point moved together. Front points differ
 #: mostly in levels, not in single genes; random draws keep the search global.
 FRESH, SHIFT = 0.25, 0.45
 
-#: (quantization, keep ratio, sparsity), ordered so that any first few spread over the range.
-SETTINGS: tuple[tuple[LayerPolicy, float, float], ...] = (
+#: (quantization, keep ratio, sparsity), ordered so that any first few spread over the range. A pair of quantizations
+#: is for the layers that hold most of the weights and for all others: large layers bear fewer bits.
+SETTINGS: tuple[tuple[LayerPolicy | tuple[LayerPolicy, LayerPolicy], float, float], ...] = (
     (INT8, 1.0, 0.0),
     (LayerPolicy(4, "int8"), 1.0, 0.0),
     (INT8, 0.5, 0.0),
-    (LayerPolicy(4, "int8"), 0.5, 0.0),
+    ((LayerPolicy(2, "int8"), LayerPolicy(4, "int8")), 1.0, 0.0),
+    (INT8, 0.25, 0.0),
     (LayerPolicy(6, "int8"), 1.0, 0.0),
+    (LayerPolicy(4, "int8"), 0.5, 0.0),
+    ((LayerPolicy(3, "int8"), LayerPolicy(6, "int8")), 1.0, 0.0),
     (INT8, 0.75, 0.0),
     (LayerPolicy(3, "int8"), 1.0, 0.0),
     (FLOAT, 1.0, 0.0),
@@ -45,6 +51,7 @@ SETTINGS: tuple[tuple[LayerPolicy, float, float], ...] = (
     (LayerPolicy(3, "int8"), 0.5, 0.0),
     (LayerPolicy(4, "int8"), 0.375, 0.0),
     (LayerPolicy(2, "int8"), 1.0, 0.0),
+    ((LayerPolicy(5, "int8"), INT8), 1.0, 0.0),
     (LayerPolicy(4, "int8"), 0.5, 0.5),
     (LayerPolicy(4, "int8"), 0.25, 0.75),
 )
@@ -55,13 +62,35 @@ def anchors(space: SearchSpace, cost: CostFunction, budget: Budget, rng: np.rand
 
     If the budget cannot be met, the one candidate that comes nearest.
     """
-    rows = dict.fromkeys(tuple(space.uniform(*setting).tolist()) for setting in SETTINGS)
+    rows = dict.fromkeys(tuple(_setting(space, *setting).tolist()) for setting in SETTINGS)
     settings = np.array(list(rows), dtype=np.int64).reshape(len(rows), len(space))
     over = violation(cost(settings), budget)
     broken = sorted(np.flatnonzero(over > 0).tolist(), key=lambda i: float(over[i]))[:MAX_REPAIRED]
     chosen = list(settings[over <= 0][: MAX_ANCHORS - len(broken)])
     chosen += [repair(settings[i], space, cost, budget, rng) for i in broken]
     return [np.array(row, dtype=np.int64) for row in dict.fromkeys(tuple(genes.tolist()) for genes in chosen)]
+
+
+def _setting(
+    space: SearchSpace, quant: LayerPolicy | tuple[LayerPolicy, LayerPolicy], keep: float, sparsity: float
+) -> Genes:
+    """The candidate of a setting, (G,)."""
+    if isinstance(quant, LayerPolicy):
+        return space.uniform(quant, keep, sparsity)
+    heavy, light = (space.uniform(q, keep, sparsity) for q in quant)
+    large = _largest_layers(space)
+    return np.where([gene.target in large for gene in space.genes], heavy, light)
+
+
+def _largest_layers(space: SearchSpace) -> set[str]:
+    """The fewest layers that hold `LARGE_SHARE` of the network's weights."""
+    total, held, large = space.network.weights(), 0, set()
+    for layer in sorted(space.network.layers, key=lambda layer: -layer.weights()):
+        if held >= LARGE_SHARE * total:
+            break
+        large.add(layer.name)
+        held += layer.weights()
+    return large
 
 
 class AnchoredController(Controller):

@@ -35,7 +35,8 @@ class UniformController(Controller):
     def _make_grid(self) -> list[Genes]:
         grid = itertools.product(enumerate(QUANTS), enumerate(KEEP_RATIOS), enumerate(SPARSITIES))
         ordered = sorted(grid, key=lambda setting: (sum(place for place, _ in setting), [p for p, _ in setting]))
-        settings = [*SETTINGS, *((quant, keep, sparsity) for (_, quant), (_, keep), (_, sparsity) in ordered)]
+        first = [(quant, keep, sparsity) for quant, keep, sparsity in SETTINGS if isinstance(quant, LayerPolicy)]
+        settings = [*first, *((quant, keep, sparsity) for (_, quant), (_, keep), (_, sparsity) in ordered)]
         rows = dict.fromkeys(tuple(self.space.uniform(*setting).tolist()) for setting in settings)
         genes = np.array(list(rows), dtype=np.int64).reshape(len(rows), len(self.space))
         return list(genes[violation(self.cost(genes), self.budget) <= 0])
