@@ -1,0 +1,269 @@
+"""The order of a search, with a controller and costs that take microseconds and workers that end in any order."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autocomp.budget import Budget
+from autocomp.errors import RunError
+from autocomp.hardware.cost import Cost
+from autocomp.journal import Entry, Journal
+from autocomp.outcome import Candidate, Outcome, Status
+from autocomp.policy import Policy
+from autocomp.schedule import Next, Report, Schedule, pareto_front
+
+
+class Controller:
+    """Proposes from what it was told: a sequence that depends on every outcome, in order. Written down in `log`."""
+
+    def __init__(self, limit: int = 1000, shift: int = 0) -> None:
+        self.log: list[tuple[str, int, Any]] = []
+        self.count, self.limit, self.state = 0, limit, shift
+
+    def ask(self) -> Candidate | None:
+        if self.count == self.limit:
+            return None
+        candidate = Candidate(self.count, (self.state % 10, self.count), Policy())
+        self.count += 1
+        self.log.append(("ask", candidate.id, candidate.genes))
+        return candidate
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        self.state = self.state * 31 + candidate.id + round(1000 * (outcome.accuracy or 0.5))
+        self.log.append(("tell", candidate.id, outcome))
+
+
+class Costs:
+    """100 bytes and 1 ms for each unit of the first gene."""
+
+    def __call__(self, genes: np.ndarray) -> Cost:
+        units = np.asarray(genes)[:, 0].astype(float)
+        return Cost(100 * units, units, 0.9 * units, 1.1 * units)
+
+    def of_policy(self, policy: Policy) -> Cost:
+        one = np.ones(1)
+        return Cost(100 * one, one, 0.9 * one, 1.1 * one)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def schedule(folder, controller: Controller | None = None, *, lag: int = 4, budget: Budget = Budget(), **more) -> Schedule:
+    journal = Journal(folder)
+    return Schedule(controller or Controller(), Costs(), budget, journal, lag=lag, **more)
+
+
+def report(candidate: Candidate) -> Report:
+    """A trial's result, which depends on the candidate alone."""
+    return Report(accuracy=((candidate.genes[0] * 7 + candidate.id * 3) % 11) / 11, size_bytes=90, seconds=1.0)
+
+
+def play(plan: Schedule, workers: int, rng: random.Random, stop_after: int | None = None) -> None:
+    """Run a schedule to its end with `workers` that finish in an order drawn from `rng`."""
+    running: list[Candidate] = []
+    finished = 0
+    while True:
+        following = plan.next() if len(running) < workers else Next.WAIT
+        if isinstance(following, Candidate):
+            running.append(following)
+            continue
+        if following is Next.DONE:
+            assert not running
+            return
+        assert running, "waiting although nothing runs"
+        candidate = running.pop(rng.randrange(len(running)))
+        plan.finished(candidate.id, report(candidate))
+        finished += 1
+        if finished == stop_after:
+            return
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_sequence_does_not_depend_on_who_finishes_first(seed, tmp_path):
+    logs, entries = [], []
+    for name, rng in (("orderly", random.Random(0)), ("shuffled", random.Random(seed + 1))):
+        controller = Controller()
+        (tmp_path / name).mkdir()
+        plan = schedule(tmp_path / name, controller, trials=40)
+        play(plan, 3 if name == "shuffled" else 1, rng)
+        logs.append(controller.log)
+        entries.append([(e.id, e.genes, e.outcome) for e in plan.journal])
+    assert logs[0] == logs[1]
+    assert entries[0] == entries[1]
+    assert len(entries[0]) == 40
+
+
+def test_candidate_k_sees_the_outcomes_up_to_k_minus_lag_and_no_more(tmp_path):
+    controller = Controller()
+    play(schedule(tmp_path, controller, lag=4, trials=10), 3, random.Random(5))
+    told: list[int] = []
+    for what, number, _ in controller.log:
+        if what == "tell":
+            told.append(number)
+        else:
+            assert told == list(range(max(0, number - 3)))
+
+
+def test_a_slow_trial_stops_only_those_who_need_it(tmp_path):
+    plan = schedule(tmp_path, lag=3)
+    first = [plan.next() for _ in range(3)]
+    assert plan.next() is Next.WAIT  # candidate 3 needs the outcome of 0
+    plan.finished(1, report(first[1]))
+    plan.finished(2, report(first[2]))
+    assert plan.next() is Next.WAIT
+    plan.finished(0, report(first[0]))
+    assert [plan.next().id for _ in range(3)] == [3, 4, 5]
+    assert plan.running == 3
+
+
+@pytest.mark.parametrize("after", [1, 7, 19])
+def test_a_resumed_search_walks_the_same_sequence(after, tmp_path):
+    (tmp_path / "whole").mkdir()
+    whole = schedule(tmp_path / "whole", trials=25)
+    play(whole, 1, random.Random(0))
+    (tmp_path / "broken").mkdir()
+    broken = schedule(tmp_path / "broken", trials=25)
+    play(broken, 3, random.Random(9), stop_after=after)
+    broken.journal.close()
+    with Journal(tmp_path / "broken", read_only=True) as journal:
+        known = {entry.id: entry for entry in journal}
+    assert len(known) == after
+    resumed = schedule(tmp_path / "broken", trials=25, known=known)
+    play(resumed, 3, random.Random(2))
+    assert [(e.id, e.genes, e.outcome) for e in resumed.journal] == [(e.id, e.genes, e.outcome) for e in whole.journal]
+    assert [e.id for e in resumed.front()] == [e.id for e in whole.front()]
+
+
+def test_what_is_known_is_not_run_again(tmp_path):
+    plan = schedule(tmp_path, trials=3)
+    for candidate in [plan.next() for _ in range(3)]:
+        plan.finished(candidate.id, report(candidate))
+    known = {entry.id: entry for entry in plan.journal}
+    again = schedule(tmp_path, trials=3, known=known)
+    assert again.next() is Next.DONE
+    assert len(again.entries) == 3
+
+
+def test_another_sequence_than_the_journals_is_refused(tmp_path):
+    plan = schedule(tmp_path, Controller(shift=1), trials=3)
+    candidate = plan.next()
+    plan.finished(candidate.id, report(candidate))
+    known = {entry.id: entry for entry in plan.journal}
+    other = schedule(tmp_path, Controller(shift=2), trials=3, known=known)
+    with pytest.raises(RunError, match="candidate 0 differs from the journal"):
+        other.next()
+
+
+def test_an_infeasible_candidate_spends_no_trial(tmp_path):
+    # State 7 costs 700 bytes: over the budget, settled at once, told like any outcome.
+    controller = Controller(limit=3, shift=7)
+    plan = schedule(tmp_path, controller, lag=1, budget=Budget(size_bytes=400))
+    handed = []
+    while isinstance(following := plan.next(), Candidate):
+        handed.append(following.genes[0])
+        plan.finished(following.id, report(following))
+    assert following is Next.DONE
+    assert all(units <= 4 for units in handed)
+    first = plan.entries[0]
+    assert first.outcome.status is Status.INFEASIBLE
+    assert (first.outcome.size_bytes, first.outcome.latency_ms, first.seconds) == (700, 7.0, 0.0)
+    assert "size breaks the budget of 400 bytes" in first.outcome.reason
+    assert ("tell", 0, first.outcome) in controller.log
+    assert len(plan.entries) == 3
+
+
+def test_a_file_over_the_budget_is_infeasible_whatever_was_predicted(tmp_path):
+    plan = schedule(tmp_path, budget=Budget(size_bytes=400))
+    candidate = plan.next()
+    entry = plan.finished(candidate.id, Report(accuracy=0.9, size_bytes=401))
+    assert entry.outcome.status is Status.INFEASIBLE
+    assert "401 bytes" in entry.outcome.reason
+    assert entry.details["predicted_bytes"] == 100
+    assert plan.front() == []
+
+
+def test_failed_trials_are_recorded_with_their_reason_and_told(tmp_path):
+    controller = Controller()
+    plan = schedule(tmp_path, controller, lag=1, trials=3)
+    reports = [Report(error="finetuning diverged"), Report(), Report(0.5, 100)]
+    for answer in reports:
+        candidate = plan.next()
+        plan.finished(candidate.id, answer)
+    assert plan.next() is Next.DONE
+    assert [(e.outcome.status, e.outcome.reason) for e in plan.journal] == [
+        (Status.FAILED, "finetuning diverged"),
+        (Status.FAILED, "the trial gave no result"),
+        (Status.COMPLETE, ""),
+    ]
+    assert [entry for entry in controller.log if entry[0] == "tell"][0][2].status is Status.FAILED
+    assert (plan.state().failed, plan.state().trials_done, plan.state().best_accuracy) == (2, 3, 0.5)
+
+
+def test_the_number_of_trials_is_kept(tmp_path):
+    plan = schedule(tmp_path, lag=10, trials=5)
+    handed = [plan.next() for _ in range(5)]
+    assert plan.next() is Next.WAIT
+    for candidate in handed:
+        plan.finished(candidate.id, report(candidate))
+    assert plan.next() is Next.DONE
+
+
+def test_no_trial_begins_that_would_end_too_late(tmp_path):
+    clock = Clock()
+    plan = schedule(tmp_path, lag=10, seconds=100, clock=clock)
+    for _ in range(3):
+        candidate = plan.next()
+        clock.now += 20
+        plan.finished(candidate.id, Report(0.5, 100, seconds=20))
+    clock.now = 79
+    assert isinstance(plan.next(), Candidate)  # ends at 99
+    clock.now = 81
+    assert plan.next() is Next.WAIT  # would end at 101
+    plan.finished(3, Report(0.5, 100, seconds=20))
+    assert plan.next() is Next.DONE
+    assert plan.state().seconds_left == 19
+
+
+def test_one_trial_is_run_however_short_the_time(tmp_path):
+    clock = Clock()
+    plan = schedule(tmp_path, seconds=1e-6, clock=clock)
+    clock.now = 10
+    candidate = plan.next()
+    assert isinstance(candidate, Candidate)
+    plan.finished(candidate.id, report(candidate))
+    assert plan.next() is Next.DONE
+
+
+def test_an_exhausted_controller_ends_the_search(tmp_path):
+    plan = schedule(tmp_path, Controller(limit=2))
+    handed = [plan.next(), plan.next()]
+    assert plan.next() is Next.WAIT
+    for candidate in handed:
+        plan.finished(candidate.id, report(candidate))
+    assert plan.next() is Next.DONE
+
+
+def test_every_entry_is_shown_as_it_happens(tmp_path):
+    shown: list[tuple[int, int]] = []
+    plan = schedule(tmp_path, trials=4, on_entry=lambda entry, state: shown.append((entry.id, state.trials_done)))
+    play(plan, 1, random.Random(0))
+    assert shown == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
+def test_a_lag_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="lag"):
+        schedule(tmp_path, lag=0)
+
+
+def test_the_front_worked_by_hand():
+    figures = [(0.9, 100, 1.0), (0.8, 50, 1.0), (0.8, 60, 1.0), (0.7, 60, 0.5), (0.9, 100, 2.0)]
+    entries = [Entry(i, (i,), Policy(), Outcome(Status.COMPLETE, *f)) for i, f in enumerate(figures)]
+    assert [entry.id for entry in pareto_front(entries)] == [1, 3, 0]  # from the fewest bytes up
+    assert pareto_front([]) == []
