@@ -52,6 +52,10 @@ class SpaceOptions:
     def __post_init__(self) -> None:
         if not self.weight_bits or not self.activations:
             raise UserError("a search space needs at least one entry in weight_bits and in activations")
+        for bits in self.weight_bits:
+            LayerPolicy(bits)  # its own check says what is wrong
+        for sparsity in self.sparsities:
+            LayerPolicy(sparsity=sparsity)
         if any(not 0 < ratio <= 1 for ratio in self.keep_ratios):
             raise UserError(f"keep_ratios must lie in (0, 1], got {self.keep_ratios}")
         if self.channel_multiple < 1:
