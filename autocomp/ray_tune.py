@@ -60,6 +60,9 @@ def run_trials(
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if address and _has_token():
+        # `ray start --head` demands a token by default in Ray 2.60; a client offers its own only when told to.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
     from ray import tune
 
@@ -86,6 +89,12 @@ def run_trials(
             raise searcher.fault
     finally:
         ray.shutdown()
+
+
+def _has_token() -> bool:
+    """Whether this machine holds a token for a Ray cluster, where Ray looks for one."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _connect(ray: Any, workers: int, address: str | None) -> None:
