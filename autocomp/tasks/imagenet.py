@@ -3,8 +3,10 @@
 Classes: the 1,000 WordNet synsets of ILSVRC 2012 in their usual order (`imagenet_classes.csv`).
 """
 
+import contextlib
 import csv
 import importlib
+import io
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,6 @@ def task(request: Any, progress: Any) -> Task:
         raise unknown_name("network", name, NETWORKS)
     if request.data is None:
         raise UserError("the task imagenet needs images: --data DIR with one folder per class (name, WordNet id or index)")
-    network = load_network(name)
     side = NETWORKS[name]
     everything = read_images(Path(request.data), side, progress)
     if request.test_data is not None:
@@ -47,7 +48,7 @@ def task(request: Any, progress: Any) -> Task:
     validation, train = split(everything, 0.5)
     space = load_space(request.space or SPACE)
     return Task(
-        network, validation=validation, train=Data(train.inputs), test=test, name=name, epochs=1.0, batch_size=16,
+        load_network(name), validation=validation, train=Data(train.inputs), test=test, name=name, epochs=1.0, batch_size=16,
         learning_rate=1e-4, minutes=30.0, space=space.options, space_name=space.name,
     )  # fmt: skip
 
@@ -62,7 +63,8 @@ def load_network(name: str) -> nn.Module:
     except ImportError:
         raise MissingPackage("autocomp[imagenet]", f"the network {name}") from None
     holder = next(v for k, v in vars(weights).items() if k.lower().endswith("modelfile"))
-    network: nn.Module = EfficientNet.from_pretrained(short, weights_path=holder.get_model_file_path())
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that it loaded them
+        network: nn.Module = EfficientNet.from_pretrained(short, weights_path=holder.get_model_file_path())
     return network.eval()
 
 
