@@ -99,7 +99,7 @@ class Bench:
         return self._functions[1]
 
     def _array(self, name: str) -> NDArray[Any]:
-        return np.load(self.folder / name, mmap_mode="r")
+        return np.asanyarray(np.load(self.folder / name, mmap_mode="r"))
 
     @property
     def train_inputs(self) -> NDArray[np.float32]:
@@ -173,4 +173,6 @@ def _check_metric(metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -
     except Exception as error:
         raise UserError(f"the task's metric fails on the float network's outputs {outputs.shape}: {error}") from error
     if not 0 <= value <= 1:
-        raise UserError(f"the task's metric must lie in [0, 1], higher is better; it gave {value:g} for the float network")
+        raise UserError(
+            f"the task's metric must lie in [0, 1], higher is better; it gave {value:g} for the float network"
+        )

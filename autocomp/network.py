@@ -187,8 +187,8 @@ def plan_execution(network: NetworkSpec, policy: Policy) -> Execution:
     """Precision of each kernel under `policy`, by the rule that the ONNX writer follows.
 
     A layer runs as int8 if the policy says so. Anything else runs as int8 if it has an integer kernel and all its
-    inputs are int8, except for what makes the network's output, which is float. A float tensor is quantized once for all its int8 readers, an int8 tensor dequantized once for
-    all its float readers.
+    inputs are int8, except for what makes the network's output, which is float. A float tensor is quantized once for
+    all its int8 readers, an int8 tensor dequantized once for all its float readers.
     """
     precisions: list[Precision] = []
     stored: dict[int, Precision] = {NETWORK_INPUT: "fp32"}

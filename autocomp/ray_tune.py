@@ -105,7 +105,11 @@ def _connect(ray: Any, workers: int, address: str | None) -> None:
         else:
             ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=300_000_000, **common)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        where = f"no Ray cluster answers at {address}: start one with `ray start --head`" if address else "Ray did not start"
+        where = (
+            f"no Ray cluster answers at {address}: start one with `ray start --head`"
+            if address
+            else "Ray did not start"
+        )
         raise RunError(f"{where} ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
 
 
@@ -189,7 +193,7 @@ def _make_searcher(tune: Any, ray: Any, schedule: Schedule, mailbox: Any, on_res
     class ScheduleSearcher(tune.search.Searcher):  # type: ignore[misc]
         """Tune's view of the schedule."""
 
-        def __init__(self, schedule: Schedule | None, mailbox: Any, on_result: OnResult | None) -> None:
+        def __init__(self, schedule: Any, mailbox: Any, on_result: Any) -> None:
             super().__init__(metric="candidate", mode="max")
             self.schedule, self.mailbox, self.on_result = schedule, mailbox, on_result
             self.candidates: dict[str, int] = {}

@@ -59,7 +59,7 @@ class SearchSettings:
     network: str | None = None
     data: Path | None = None
     test_data: Path | None = None
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     controller: str = "tpe"
     space: str | None = None
     trials: int | None = None
@@ -112,7 +112,7 @@ class Prepared:
 
 
 def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepared:
-    """Load and trace the task, fill or read the latency table, build space and cost model. Writes the bench to `folder`."""
+    """Load and trace the task, fill or read the latency table, build space and costs; the bench goes to `folder`."""
     profile = find_profile(settings.hw)
     if not profile.on_the_spot:
         _ = profile.latencies  # a fault in the table is worth knowing before a network is trained
@@ -186,7 +186,7 @@ def run_search(settings: SearchSettings, display: Display) -> Path:
 
 
 def resume_search(run: Path, display: Display) -> Path:
-    """Go on with an interrupted run: the controller walks the same sequence again, what is journaled is not run again."""
+    """Go on with an interrupted run: the same sequence of candidates, and what is journaled is not run again."""
     recorded = yaml.safe_load((run / rundir.SETTINGS).read_text(encoding="utf-8"))
     settings = SearchSettings.from_dict((recorded or {}).get("settings", {}), str(run / rundir.SETTINGS))
     with Journal(run, read_only=True) as journal:
@@ -213,7 +213,9 @@ def _search(settings: SearchSettings, run: Path, display: Display, known: dict[i
             schedule = _make_schedule(prepared, journal, references, seconds, known, display)
             interrupted = False
             try:
-                display.phase("searching", total=settings.trials, detail=f"{settings.controller} on {prepared.profile.title}")
+                display.phase(
+                    "searching", total=settings.trials, detail=f"{settings.controller} on {prepared.profile.title}"
+                )
                 _run_trials(prepared, schedule, run, references)
             except KeyboardInterrupt:
                 interrupted = True
@@ -288,7 +290,7 @@ def _references(prepared: Prepared, run: Path) -> dict[str, rundir.Measured]:
             result = runner.run(policy, prepared.settings.seed, run / file, epochs=0)
             cost = prepared.cost.of_policy(policy)
             found[name] = rundir.Measured(
-                name, result.accuracy, test.accuracy(run / file, runner.scorer, float_file=run / rundir.MODELS / "float.onnx"),
+                name, result.accuracy, test.accuracy(run / file, runner.scorer, run / rundir.MODELS / "float.onnx"),
                 result.size_bytes, *_milliseconds(cost), provenance=prepared.provenance, file=file,
             )  # fmt: skip
             (run / rundir.POLICIES / f"{name}.json").write_text(policy.to_json())
@@ -331,9 +333,7 @@ def admitted(entries: Sequence[Entry], budget: Budget, float_accuracy: float) ->
     return [e for e in entries if e.outcome.accuracy is not None and e.outcome.accuracy >= least]
 
 
-def _finish(
-    prepared: Prepared, schedule: Schedule, run: Path, references: dict[str, rundir.Measured]
-) -> list[Entry]:
+def _finish(prepared: Prepared, schedule: Schedule, run: Path, references: dict[str, rundir.Measured]) -> list[Entry]:
     """Score the front on the test split and write front.csv, policies and models; drop what is not on the front."""
     complete = [e for e in schedule.complete() if (run / rundir.MODELS / f"{e.id}.onnx").is_file()]
     front = pareto_front(admitted(complete, prepared.settings.budget, references["float"].accuracy))
@@ -414,7 +414,9 @@ def _discard_if_empty(run: Path) -> None:
     latest = Path("runs") / "latest"
     if latest.is_symlink() and not latest.exists():
         latest.unlink()
-        others = sorted((p for p in latest.parent.iterdir() if (p / rundir.SETTINGS).is_file()), key=lambda p: p.stat().st_mtime)
+        others = sorted(
+            (p for p in latest.parent.iterdir() if (p / rundir.SETTINGS).is_file()), key=lambda p: p.stat().st_mtime
+        )
         if others:
             latest.symlink_to(others[-1].name, target_is_directory=True)
 
@@ -439,7 +441,8 @@ def _facts(prepared: Prepared, run: Path) -> dict[str, Any]:
         "profile_digest": prepared.profile.digest(),
         "bench_digest": prepared.bench.digest,
         "examples": {
-            "train": len(prepared.task.train), "validation": len(prepared.task.validation), "test": len(prepared.task.test),
+            "train": len(prepared.task.train), "validation": len(prepared.task.validation),
+            "test": len(prepared.task.test),
         },
         "versions": _versions(),
         "started_at": datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -88,7 +88,9 @@ class SearchSpace:
             raise ValueError("a gene without a legal choice")
 
     @classmethod
-    def build(cls, network: NetworkSpec, options: SpaceOptions, veto: Veto = lambda layer, policy: None) -> "SearchSpace":
+    def build(
+        cls, network: NetworkSpec, options: SpaceOptions, veto: Veto = lambda layer, policy: None
+    ) -> "SearchSpace":
         """All that `options` offers and `veto` allows; `removed` lists (layer: choice, reason) of what it does not."""
         genes: list[Gene] = []
         removed: list[tuple[str, str]] = []

@@ -60,7 +60,7 @@ def _check(
     size = path.stat().st_size
     found: dict[str, Any] = {"size_bytes": size}
     problems = [] if size == point.size_bytes else [f"{size} bytes on disk, {point.size_bytes} recorded"]
-    layers = {} if policy is None else {name: "" for name in policy.layers}
+    layers = {} if policy is None else dict.fromkeys(policy.layers, "")
     for name in ("accuracy", "test_accuracy"):
         scored = scorer.score(path, inputs[name], layers)
         judge = metric or default_metric(scored.outputs, np.asarray(labels[name]))
@@ -69,6 +69,5 @@ def _check(
         if claimed is not None and abs(found[name] - claimed) > TOLERANCE:
             problems.append(f"{name} {found[name]:.6f} now, {claimed:.6f} recorded")
     if policy is not None:
-        # Names that the optimizer changed cannot be judged here; the trial judged them by their outputs.
-        problems += precision_faults(policy, {k: v for k, v in scored.executed.items() if v})
+        problems += precision_faults(policy, scored.executed)
     return found | {"ok": not problems, "problem": "; ".join(problems)}

@@ -39,7 +39,7 @@ class LayerWeights:
     bits: int | None = None
     integer: bool = False
     levels: NDArray[np.int8] | None = None
-    base: np.float32 = np.float32(1)
+    base: np.float32 = np.float32(1)  # noqa: RUF009  (a number, and immutable)
     ratios: NDArray[np.float16] | None = None
     mask: NDArray[np.bool_] | None = None
 
@@ -100,7 +100,7 @@ class QuantizedNetwork:
         self.module.recompile()
 
     def freeze(self) -> CompressedNetwork:
-        """The network as the file will hold it. `module` is settled to the same numbers, so that both can be compared."""
+        """The network as the file will hold it; `module` is settled to the same numbers, so that both compare."""
         nodes = {node.name: node for node in self.module.graph.nodes}
         layers = {}
         for layer in self.traced.spec.layers:
@@ -108,13 +108,17 @@ class QuantizedNetwork:
             path = self.traced.weights[layer.name]
             weight = get_parameter(self.module, path).detach()
             bias_node = argument(nodes[self.traced.layer_nodes[layer.name]], 2, "bias", None)
-            bias = get_parameter(self.module, str(bias_node.target)).detach() if isinstance(bias_node, fx.Node) else None
+            bias = (
+                get_parameter(self.module, str(bias_node.target)).detach() if isinstance(bias_node, fx.Node) else None
+            )
             quantizer = self._quantizer_of.get(layer.name)
             mask = quantizer.mask.numpy() if quantizer is not None and quantizer.mask is not None else None
             if quantizer is None or quantizer.grid is None:
                 dense = weight.numpy().astype(np.float32)
                 layers[layer.name] = LayerWeights(
-                    dense if mask is None else dense * mask, bias.numpy().copy() if bias is not None else None, mask=mask
+                    dense if mask is None else dense * mask,
+                    bias.numpy().copy() if bias is not None else None,
+                    mask=mask,
                 )
                 continue
             assert decision.weight_bits is not None
@@ -217,8 +221,10 @@ class QuantizedNetwork:
         if not isinstance(bias_node, fx.Node):
             return
         weight = get_parameter(self.module, self.traced.weights[layer])
-        shift = (self._quantizer_of[layer](weight) - weight).flatten(2).sum(2) if weight.ndim > 2 else (
-            self._quantizer_of[layer](weight) - weight
+        shift = (
+            (self._quantizer_of[layer](weight) - weight).flatten(2).sum(2)
+            if weight.ndim > 2
+            else (self._quantizer_of[layer](weight) - weight)
         )
         groups = self.traced.spec.layer_by_name[layer].groups
         if self.traced.spec.layer_by_name[layer].depthwise:
@@ -253,7 +259,9 @@ class _Observer(fx.Interpreter):
             source = self.env[n.args[0]]  # type: ignore[index]
             linear = "linear" in str(n.target)
             mean = source.reshape(-1, source.shape[-1]).mean(0) if linear else source.flatten(2).mean((0, 2))
-            self.means[n.name] = self.means.get(n.name, torch.zeros(())) + (mean - self.means.get(n.name, 0)) / self.batches
+            self.means[n.name] = (
+                self.means.get(n.name, torch.zeros(())) + (mean - self.means.get(n.name, 0)) / self.batches
+            )
         return value
 
     def _keep(self, name: str, value: torch.Tensor) -> None:

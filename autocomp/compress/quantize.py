@@ -44,7 +44,7 @@ class Grid:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Learned step size quantization (Esser et al. 2020, eq. 3) with the scale as exp(log_scale), per output channel."""
+    """Learned step size quantization (Esser et al. 2020, eq. 3), the scale being exp(log_scale) per channel."""
 
     @staticmethod
     def forward(ctx, weight, log_scale, grid, gradient_scale):  # type: ignore[no-untyped-def]
@@ -176,7 +176,7 @@ def _affine(low: float, high: float) -> TensorRange:
     # The scale is what float32 holds, and small enough that the top code never passes `high`: a ReLU6 then needs
     # no clamp of its own after quantization.
     scale = float(np.float32((high - low) / 255.0 * (1 - 2.0**-20)))
-    return TensorRange(scale, int(round(min(max(-low / scale, 0.0), 255.0))))
+    return TensorRange(scale, round(min(max(-low / scale, 0.0), 255.0)))
 
 
 class ActivationQuantizer(nn.Module):

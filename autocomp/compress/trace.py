@@ -23,7 +23,16 @@ from autocomp.compress.graph import (
     weight_path,
 )
 from autocomp.errors import UserError
-from autocomp.network import LAYER_OPS, NETWORK_INPUT, ChannelGroup, Channels, KernelNode, LayerSpec, LeftAlone, NetworkSpec
+from autocomp.network import (
+    LAYER_OPS,
+    NETWORK_INPUT,
+    ChannelGroup,
+    Channels,
+    KernelNode,
+    LayerSpec,
+    LeftAlone,
+    NetworkSpec,
+)
 
 PROGRAM_FILE = "program.pt2"
 TEMPLATE_FILE = "float.onnx"
@@ -185,7 +194,14 @@ _ELEMENTWISE = {
 }  # fmt: skip
 #: Activations that every runtime kernel applies while it writes its result.
 _FUSED = {aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default, aten.clamp_min.default}
-_BINARY = {aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default}
+_BINARY = {
+    aten.add.Tensor,
+    aten.mul.Tensor,
+    aten.sub.Tensor,
+    aten.div.Tensor,
+    aten.maximum.default,
+    aten.minimum.default,
+}
 _POOLS = {
     aten.max_pool2d.default: "max_pool", aten.max_pool1d.default: "max_pool", aten.avg_pool2d.default: "avg_pool",
     aten.avg_pool1d.default: "avg_pool",
@@ -325,7 +341,9 @@ class _Analysis:
         self.in_axes[node] = axis
         if name is None:
             self.coupling.freeze(axis, "read by a layer that is left alone")
-            return _Axis(dim, ((self.coupling.new(out_channels, reason="made by a layer that is left alone"), out_channels),))
+            return _Axis(
+                dim, ((self.coupling.new(out_channels, reason="made by a layer that is left alone"), out_channels),)
+            )
         if groups > 1 and groups == out_channels and per_group == 1 and axis is not None and axis.repeat == 1:
             for c in axis.classes:
                 self.coupling.producers[self.coupling.find(c)].append(name)
@@ -368,7 +386,7 @@ class _Analysis:
         axes = [self.axes.get(source) for source in inputs if isinstance(source, fx.Node)]
         dim = int(argument(node, 1, "dim", 0)) % len(_shape(node))  # type: ignore[call-overload]
         if any(axis is None or axis.dim != dim or axis.repeat != 1 for axis in axes):
-            return self._opaque(node, sources, f"concatenated along another axis than its channels")
+            return self._opaque(node, sources, "concatenated along another axis than its channels")
         parts = tuple(part for axis in axes if axis is not None for part in axis.parts)
         return _Axis(dim, parts)
 
@@ -556,7 +574,8 @@ def _kernels(
                 in_channels=in_channels, out_channels=channels(analysis.axes.get(node), max(out_fallback, 1)),
                 height=height, width=width, kernel_h=window[0], kernel_w=window[1], stride=stride,
                 groups=_groups(node) if node.target in LAYERS else 1,
-                layer=layer, int8=int8, free=free and (int8 or node.target in _MOVES), keeps_range=free or op == "max_pool" or node.target in _PERMUTES,
+                layer=layer, int8=int8, free=free and (int8 or node.target in _MOVES),
+                keeps_range=free or op == "max_pool" or node.target in _PERMUTES,
                 output=end in output.all_input_nodes,
             )
         )  # fmt: skip

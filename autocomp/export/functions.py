@@ -5,6 +5,8 @@ sees the same DequantizeLinear → Conv that plain int8 would give it. One defin
 that a layer costs one node.
 """
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import FunctionProto, NodeProto, helper, numpy_helper
@@ -22,7 +24,7 @@ class _Body:
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
 
-    def op(self, op_type: str, *inputs: str, **attributes: object) -> str:
+    def op(self, op_type: str, *inputs: str, **attributes: Any) -> str:
         name = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(op_type, list(inputs), [name], **attributes))
         return name
@@ -75,7 +77,9 @@ class _Body:
         bits = self.op("Cast", self.fields(mask, 1), to=onnx.TensorProto.INT32)
         rank = self.op("CumSum", bits, self.const(np.array(0, np.int64)))
         # The k-th one of the mask takes value k − 1; zeros point at some value that the mask then wipes out.
-        index = self.op("Max", self.op("Sub", rank, self.const(np.array(1, np.int32))), self.const(np.array(0, np.int32)))
+        index = self.op(
+            "Max", self.op("Sub", rank, self.const(np.array(1, np.int32))), self.const(np.array(0, np.int32))
+        )
         return self.op("Mul", self.op("Gather", values, index), self.op("Cast", bits, to=cast))
 
     def scale(self) -> str:

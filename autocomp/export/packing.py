@@ -41,7 +41,7 @@ def pack_codes(codes: NDArray[np.uint8], bits: int) -> list[NDArray[np.uint8]]:
     full[: len(codes)] = codes
     planes, shift = [], 0
     for width in PLANES[bits]:
-        planes.append(pack_plane((full >> shift) & np.uint8(2**width - 1), width))
+        planes.append(pack_plane(((full >> shift) & (2**width - 1)).astype(np.uint8), width))
         shift += width
     return planes
 

@@ -21,7 +21,7 @@ from autocomp.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """outputs: (n, …) of the file. executed: layer → operator in the graph that the runtime optimized. seconds: wall."""
+    """outputs: (n, …) of the file. executed: layer → operator in the optimized graph. seconds: wall."""
 
     outputs: NDArray[np.float32]
     executed: dict[str, str]

@@ -25,7 +25,7 @@ PRODUCER = "autocomp"
 
 
 def float_template(traced: Traced) -> ModelProto:
-    """The float network as a small ONNX model: no debugging metadata, pooling and flattening in runtime-friendly form."""
+    """The float network as a small ONNX model: no debugging metadata, pooling and flattening spelt for the runtime."""
     model = onnx.load_model_from_string(traced.template)
     graph = model.graph
     del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:]
@@ -171,8 +171,8 @@ class OnnxWriter:
             is_float = index == NETWORK_INPUT or execution.precisions[index] == "fp32"
             consumers = readers.get(name, [])
             if is_float:
-                wanted = {id(n) for k, p in enumerate(execution.precisions) if p == "int8" and index in kernels[k].inputs
-                          for n in self._entry_nodes(k, nodes_by_output)}  # fmt: skip
+                integer = [k for k, p in enumerate(execution.precisions) if p == "int8" and index in kernels[k].inputs]
+                wanted = {id(n) for k in integer for n in self._entry_nodes(k, nodes_by_output)}
                 consumers = [n for n in consumers if id(n) in wanted]
             if not consumers and name not in outputs:
                 continue
@@ -272,7 +272,7 @@ class Parts:
             values = values[layer.mask]
         arguments: dict[str, np.ndarray] = {}
         if packing.bits < 8:
-            codes = Grid(packing.bits).codes(values.reshape(-1))
+            codes = Grid(packing.bits).codes(values.reshape(-1).astype(np.int8))
             arguments |= {f"plane{i}": plane for i, plane in enumerate(pack_codes(codes, packing.bits))}
         else:
             arguments["values"] = values
@@ -283,9 +283,7 @@ class Parts:
         if layer.ratios is not None:
             arguments |= {"base": np.array(layer.base, np.float32), "ratios": layer.ratios}
         arguments["shape"] = np.array(layer.weight.shape, np.int64)
-        inputs = [
-            self.store(_argument_name(short, name), arguments[name]) for name in weight_inputs(packing)
-        ]
+        inputs = [self.store(_argument_name(short, name), arguments[name]) for name in weight_inputs(packing)]
         function = weight_function_name(packing, layer.integer, transposed)
         if function not in self.functions:
             self.functions[function] = weight_function(packing, layer.integer, transposed)

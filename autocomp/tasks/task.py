@@ -1,7 +1,7 @@
 """What a search needs to know about a network: the network, its data, and how it is judged."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,8 @@ class Task:
     validation: what candidates are scored on; taken from `train` where it is None (30 % of it).
     train: what finetuning sees (labels are optional: it distils from the float network). Calibration uses it too;
     where it is None, half of the validation split serves instead, and the search scores on the other half.
-    test: scored once, for the files on the front; half of the validation split where it is None. metric: (outputs, labels) → number in [0, 1], higher is better;
+    test: scored once, for the files on the front; half of the validation split where it is None.
+    metric: (outputs, labels) → number in [0, 1], higher is better;
     top-1 accuracy by default, and agreement with the float network where there are no labels. loss: (outputs, labels)
     → scalar; cross-entropy for integer labels, else mean squared error. epochs: of finetuning per trial. minutes: of
     searching where the command line does not say.
@@ -92,11 +93,11 @@ class Task:
     name: str = "task"
     metric: Metric | None = None
     loss: Loss | None = None
-    epochs: int = 1
+    epochs: float = 1
     batch_size: int = 64
     learning_rate: float = 1e-3
     minutes: float = 5.0
-    space: SpaceOptions = SpaceOptions(weight_only=False)
+    space: SpaceOptions = field(default_factory=lambda: SpaceOptions(weight_only=False))
     space_name: str = "default"
 
     def __post_init__(self) -> None:
