@@ -1,4 +1,4 @@
-"""A latency model whose answers are known: two microseconds a call, and one for each 1,000 multiply-accumulates or bytes."""
+"""A latency model whose answers are known: two microseconds a call, one per 1,000 multiply-accumulates or bytes."""
 
 from collections.abc import Sequence
 

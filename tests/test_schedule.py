@@ -55,9 +55,8 @@ class Clock:
         return self.now
 
 
-def schedule(folder, controller: Controller | None = None, *, lag: int = 4, budget: Budget = Budget(), **more) -> Schedule:
-    journal = Journal(folder)
-    return Schedule(controller or Controller(), Costs(), budget, journal, lag=lag, **more)
+def schedule(folder, controller: Controller | None = None, *, lag: int = 4, budget=None, **more) -> Schedule:
+    return Schedule(controller or Controller(), Costs(), budget or Budget(), Journal(folder), lag=lag, **more)
 
 
 def report(candidate: Candidate) -> Report:
@@ -202,7 +201,7 @@ def test_failed_trials_are_recorded_with_their_reason_and_told(tmp_path):
         (Status.FAILED, "the trial gave no result"),
         (Status.COMPLETE, ""),
     ]
-    assert [entry for entry in controller.log if entry[0] == "tell"][0][2].status is Status.FAILED
+    assert next(entry for entry in controller.log if entry[0] == "tell")[2].status is Status.FAILED
     assert (plan.state().failed, plan.state().trials_done, plan.state().best_accuracy) == (2, 3, 0.5)
 
 

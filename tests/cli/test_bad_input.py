@@ -1,4 +1,4 @@
-"""What is wrong with a user's input is said in one line and exit code 2, before any time is spent, by the real search."""
+"""What is wrong with a user's input is one line and exit code 2, said by the real search before time is spent."""
 
 import errno
 import os

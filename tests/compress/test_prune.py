@@ -100,7 +100,7 @@ def test_the_most_important_channels_stay():
 
 
 def test_each_coupled_producer_has_one_vote():
-    # project votes for channel 5 by a factor, stem and depthwise against by as much: the scale of a layer counts nothing.
+    # One producer a thousand times as large as the others: the scale of a layer counts nothing.
     source = copy.deepcopy(traced(networks.Residual))
     before = channel_importance(source)["stem.0"]
     with torch.no_grad():

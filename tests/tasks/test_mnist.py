@@ -33,7 +33,9 @@ def test_the_splits_are_always_the_same(data):
         assert (one.labels == again.labels).all()
     # Fixed for good, since every published figure depends on them.
     assert [hashlib.sha256(part.inputs.tobytes()).hexdigest()[:16] for part in data] == [
-        "d3de62437d4d661a", "567590c19a39c364", "322c6ee6f7b20c3b"
+        "d3de62437d4d661a",
+        "567590c19a39c364",
+        "322c6ee6f7b20c3b",
     ]
 
 

@@ -93,11 +93,10 @@ def test_missing_splits_are_taken_from_what_is_there():
     train_only = Task(nn.Linear(4, 2), train=many(100))
     assert [len(s) for s in (train_only.train, train_only.validation, train_only.test)] == [70, 14, 16]  # 7 + 8 a class
     validation_only = Task(nn.Linear(4, 2), validation=many(100))
-    sizes = [len(s) for s in (validation_only.train, validation_only.validation, validation_only.test)]
-    assert sum(sizes) == 100
+    parts = (validation_only.train, validation_only.validation, validation_only.test)
+    assert sum(map(len, parts)) == 100
     assert validation_only.train.labels is None  # labels that candidates are scored on are not trained on
-    every = np.concatenate([s.inputs for s in (validation_only.train, validation_only.validation, validation_only.test)])
-    assert len(np.unique(every[:, 0])) == 100
+    assert len(np.unique(np.concatenate([part.inputs for part in parts])[:, 0])) == 100
     assert tuple(train_only.example.shape) == (2, 4)
 
 
