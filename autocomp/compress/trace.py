@@ -1,5 +1,6 @@
 """From a torch network to a NetworkSpec: layers, coupled channel groups, fused kernels, and what is left alone."""
 
+import logging
 import math
 import operator
 import tempfile
@@ -65,6 +66,8 @@ def trace(module: nn.Module, example: torch.Tensor, name: str, folder: Path | No
     The module is not changed. Raises UserError where it cannot be traced.
     """
     captured = capture(module, example)
+    # The exporter's registry warns about torchvision's operators, which nobody asked for.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

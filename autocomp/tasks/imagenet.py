@@ -51,7 +51,7 @@ def task(request: Any, progress: Any) -> Task:
     space = load_space(request.space or SPACE)
     return Task(
         load_network(name), validation=validation, train=Data(train.inputs), test=test, name=name, epochs=1,
-        batch_size=16, learning_rate=1e-4, minutes=30.0, space=space.options, space_name=space.name,
+        batch_size=16, learning_rate=1e-5, minutes=30.0, space=space.options, space_name=space.name,
     )  # fmt: skip
 
 
