@@ -18,11 +18,11 @@ def accuracy_range(shown: Sequence[Measured]) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round values between low and high, at least four where the span allows: powers of ten first, then finer."""
+    """Round values between low and high, at least three where the span allows: powers of ten first, then finer."""
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         values = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
-        if len(values) >= 4:
+        if len(values) >= 3:  # more of them run into each other on a small chart
             return values
     return values if len(values) >= 2 else [low, high]
 
