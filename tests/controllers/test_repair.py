@@ -1,6 +1,5 @@
 """Repair and what can be reached at all."""
 
-import time
 
 import numpy as np
 import pytest
@@ -99,21 +98,18 @@ def test_smallest_reachable_agrees_with_enumeration() -> None:
     assert fake.cost(latency[None]).latency_ms[0] == costs.latency_ms.min()
 
 
-def test_repair_is_fast_for_150_genes() -> None:
-    """The bound is loose, for busy machines: 3 to 8 ms were measured. It fails if a step costs a call per gene."""
+def test_repair_of_150_genes_takes_few_cost_calls() -> None:
+    """It fails if a step costs a call per gene."""
     fake = Fake.make(60, 30)
     assert len(fake.space) == 150
     full = fake.cost(fake.space.largest[None])
     budget = Budget(int(full.size_bytes[0] * 0.05), float(full.latency_ms[0]) * 0.2)
     haven = nearest_fit(fake.space, fake.cost, budget)
     moves, rng = Moves(fake.space), np.random.default_rng(0)
-    fake.calls, times = 0, []
+    fake.calls = 0
     for _ in range(10):
-        start = time.perf_counter()
         repair(moves.draw(rng), fake.space, fake.cost, budget, rng, moves=moves, haven=haven)
-        times.append(time.perf_counter() - start)
     assert fake.calls <= 10 * 40
-    assert min(times) < 0.1
 
 
 def test_anchors_fit_differ_and_span_the_range() -> None:
