@@ -1,6 +1,5 @@
 """Repair and what can be reached at all."""
 
-
 import numpy as np
 import pytest
 from controllers.analytic import Fake
