@@ -42,7 +42,7 @@ class Bench:
         reference = outputs_of(traced.graph, validation.inputs)
         labels = validation.labels
         if labels is None:  # agreement with the float network
-            labels = reference.argmax(axis=1) if reference.ndim == 2 else reference
+            labels = answers_of(reference)
         np.save(folder / "validation_labels.npy", labels)
         if train.labels is not None:
             np.save(folder / "train_labels.npy", train.labels)
@@ -124,6 +124,11 @@ class Bench:
     @property
     def validation_labels(self) -> NDArray[Any]:
         return self._array("validation_labels.npy")
+
+
+def answers_of(outputs: NDArray[Any]) -> NDArray[Any]:
+    """What stands in for labels where there are none: the class of largest score, or the outputs themselves."""
+    return outputs.argmax(axis=1) if outputs.ndim == 2 else outputs
 
 
 def default_metric(outputs: NDArray[Any], labels: NDArray[Any]) -> Metric:

@@ -313,10 +313,7 @@ def estimate(*, options: TaskOptions, policy: Path | None = None, json: bool = F
 
     with _strays_on_stderr():
         document = estimate_policy(decided, settings)
-    if json:
-        _print_json(document)
-    else:
-        _print_fields(document)
+    _print_document(document, as_json=json)
     return DONE
 
 
@@ -432,11 +429,7 @@ def hw_show(name: str, *, json: bool = False) -> int:
     """
     from autocomp.hardware.profile import find_profile
 
-    document = _plain(find_profile(name))
-    if json:
-        _print_json(document)
-    else:
-        _print_fields(document)
+    _print_document(find_profile(name), as_json=json)
     return DONE
 
 
@@ -469,11 +462,7 @@ def space_show(name: str, *, json: bool = False) -> int:
     """
     from autocomp.tasks.spaces import load_space
 
-    document = _plain(load_space(name))
-    if json:
-        _print_json(document)
-    else:
-        _print_fields(document)
+    _print_document(load_space(name), as_json=json)
     return DONE
 
 
@@ -522,6 +511,13 @@ def _print_fields(document: Any) -> None:
     Dumper.add_representer(list, represent_list)
     text = yaml.dump(_plain(document), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
     print(text, end="")
+
+
+def _print_document(document: Any, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(document)
+    else:
+        _print_fields(document)
 
 
 def _print_rows(rows: list[dict[str, str]], *, as_json: bool) -> None:

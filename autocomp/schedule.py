@@ -75,7 +75,6 @@ class Schedule:
         self._asked = self._told = 0
         self._exhausted = False
         self.stopped = False
-        self._previous = sum(entry.seconds for entry in self.known.values())
 
     @property
     def running(self) -> int:

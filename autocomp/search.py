@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from autocomp import __version__, rundir
-from autocomp.bench import Bench
+from autocomp.bench import Bench, answers_of
 from autocomp.budget import Budget
 from autocomp.controllers import CostFunction, Costs, create
 from autocomp.controllers.repair import nearest_fit, smallest_reachable
@@ -92,6 +92,13 @@ class SearchSettings:
         except (KeyError, TypeError) as error:
             raise UserError(f"{origin} does not hold the settings of a run: {error}") from None
 
+    @classmethod
+    def of_run(cls, run: Path) -> "SearchSettings":
+        """The settings that a run directory records. UserError where it records none."""
+        path = run / rundir.SETTINGS
+        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return cls.from_dict((recorded or {}).get("settings", {}), str(path))
+
 
 @dataclass
 class Prepared:
@@ -103,8 +110,6 @@ class Prepared:
     profile: HardwareProfile
     space: SearchSpace
     cost: CostModel
-    writer: OnnxWriter
-    notes: list[str] = field(default_factory=list)
 
     @property
     def provenance(self) -> str:
@@ -126,9 +131,9 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
     options = replace(task.space, channel_multiple=profile.channel_multiple)
     space = SearchSpace.build(traced.spec, options, profile.veto)
     latency = _latency_model(profile, traced.spec, space, display)
-    writer = OnnxWriter(traced)
     display.phase("tabulating costs", detail=f"{len(space)} decisions")
-    return Prepared(settings, task, bench, profile, space, CostModel(space, latency, FileSizes(writer)), writer)
+    sizes = FileSizes(OnnxWriter(traced))
+    return Prepared(settings, task, bench, profile, space, CostModel(space, latency, sizes))
 
 
 def _latency_model(profile: HardwareProfile, network: Any, space: SearchSpace, display: Display) -> LatencyModel:
@@ -187,8 +192,7 @@ def run_search(settings: SearchSettings, display: Display) -> Path:
 
 def resume_search(run: Path, display: Display) -> Path:
     """Go on with an interrupted run: the same sequence of candidates, and what is journaled is not run again."""
-    recorded = yaml.safe_load((run / rundir.SETTINGS).read_text(encoding="utf-8"))
-    settings = SearchSettings.from_dict((recorded or {}).get("settings", {}), str(run / rundir.SETTINGS))
+    settings = SearchSettings.of_run(run)
     with Journal(run, read_only=True) as journal:
         known = {entry.id: entry for entry in journal}
     return _search(settings, run, display, known)
@@ -320,8 +324,7 @@ class TestSplit:
     def accuracy(self, model: Path, scorer: Scorer, float_file: Path) -> float:
         """Of a file, on the test split; against the float file's answers where there are no labels."""
         if self._labels is None:
-            answers = scorer.score(float_file, self.path).outputs
-            self._labels = answers.argmax(axis=1) if answers.ndim == 2 else answers
+            self._labels = answers_of(scorer.score(float_file, self.path).outputs)
         return float(self.metric(scorer.score(model, self.path).outputs, self._labels))
 
 

@@ -74,8 +74,7 @@ class TrialRunner:
         epochs = float(bench.settings["epochs"]) if epochs is None else epochs
         network = QuantizedNetwork(self.traced, policy)
         steps: dict[str, float] = {}
-        pruned = any(kept < self.traced.spec.group_by_name[g].channels for g, kept in policy.channels.items())
-        if pruned:
+        if self._is_pruned(policy):
             # Recover in float first: ranges that are chosen on a broken network are wrong ones.
             self._recover(network, policy, epochs, seed)
             steps["recover_s"] = time.perf_counter() - started
@@ -132,10 +131,12 @@ class TrialRunner:
         """Float and 6 bits or more need no finetuning: calibration keeps their accuracy, few examples may not."""
         decisions = [policy.layer(layer.name) for layer in self.traced.spec.layers]
         return (
-            self._mean_bits(policy) < _NO_TRAINING_BITS
-            or any(d.sparsity for d in decisions)
-            or any(kept < self.traced.spec.group_by_name[g].channels for g, kept in policy.channels.items())
+            self._mean_bits(policy) < _NO_TRAINING_BITS or any(d.sparsity for d in decisions) or self._is_pruned(policy)
         )
+
+    def _is_pruned(self, policy: Policy) -> bool:
+        """Whether any group loses channels."""
+        return any(kept < self.traced.spec.group_by_name[g].channels for g, kept in policy.channels.items())
 
     def _patience(self, policy: Policy) -> float:
         """How many times the task's epochs quantization-aware training goes on: few bits take longer to settle."""

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from autocomp import rundir
-from autocomp.bench import default_metric
+from autocomp.bench import answers_of, default_metric
 from autocomp.display import QuietDisplay
 from autocomp.errors import RunError, UserError
 from autocomp.export.score import Scorer, precision_faults
@@ -25,8 +24,7 @@ def verify_run(run: Path) -> list[dict[str, Any]]:
 
     Returns a row per file: id, ok, problem, size_bytes, accuracy, test_accuracy.
     """
-    recorded = yaml.safe_load((run / rundir.SETTINGS).read_text(encoding="utf-8"))
-    settings = SearchSettings.from_dict((recorded or {}).get("settings", {}), str(run / rundir.SETTINGS))
+    settings = SearchSettings.of_run(run)
     data = rundir.read_run(run)
     task = load_task(settings.request, QuietDisplay())
     rows = []
@@ -38,8 +36,7 @@ def verify_run(run: Path) -> list[dict[str, Any]]:
         labels = {name: split.labels for name, split in splits.items()}
         for name in splits:
             if labels[name] is None:
-                answers = scorer.score(run / rundir.MODELS / "float.onnx", inputs[name]).outputs
-                labels[name] = answers.argmax(axis=1) if answers.ndim == 2 else answers
+                labels[name] = answers_of(scorer.score(run / rundir.MODELS / "float.onnx", inputs[name]).outputs)
         for point in (*data.references.values(), *data.front):
             row: dict[str, Any] = {"id": point.name, "ok": True, "problem": ""}
             try:
