@@ -14,6 +14,7 @@ import pytest
 from fabricated import fabricate
 
 from autocomp import cli
+from autocomp.budget import Budget
 from autocomp.errors import RunError, UserError
 
 VERBS = [
@@ -163,7 +164,7 @@ def test_options_reach_the_search(search, tmp_path, capsys):
     )
     assert cli.main(command.split()) == 0
     asked = search.asked
-    assert asked.budget == cli.Budget(4_194_304, 0.5, 0.005)
+    assert asked.budget == Budget(4_194_304, 0.5, 0.005)
     assert (asked.task, asked.controller, asked.trials, asked.minutes) == ("mnist", "evolution", 7, 2.5)
     assert (asked.seed, asked.workers, asked.epochs, asked.data, asked.out) == (3, 1, 0, tmp_path, tmp_path / "new")
     out, _ = capsys.readouterr()

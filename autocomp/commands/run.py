@@ -1,0 +1,173 @@
+"""`search`, `resume`, `verify` and `report`: what makes a run, checks it and shows it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from autocomp.budget import Budget, parse_accuracy_drop, parse_bytes, parse_milliseconds
+from autocomp.commands.exit_codes import DONE, FAILED, INTERRUPTED
+from autocomp.commands.options import Number, Quantity, TaskOptions, search_settings
+from autocomp.commands.output import print_json, strays_on_stderr
+
+if TYPE_CHECKING:
+    from autocomp.rundir import RunData
+
+
+def search(
+    *,
+    options: TaskOptions,
+    budget: Quantity = None,
+    max_latency: Quantity = None,
+    max_accuracy_drop: Quantity = None,
+    controller: str = "tpe",
+    trials: Number = None,
+    minutes: Annotated[float | None, Parameter(allow_leading_hyphen=True)] = None,
+    workers: Number = None,
+    address: str | None = None,
+    out: Path | None = None,
+    epochs: Number = None,
+    json: bool = False,
+) -> int:
+    """Search, and show the front. The exit code is 130 where Ctrl-C ended it.
+
+    Parameters
+    ----------
+    budget
+        Most bytes a file may take, such as 4MB, 500kB or 4MiB.
+    max_latency
+        Most time one inference may take on the device, such as 2ms or 500us.
+    max_accuracy_drop
+        Most accuracy that may be lost against the float network, in percentage points.
+    controller
+        What proposes candidates: tpe, ddpg, evolution, random or uniform.
+    trials
+        How many candidates are tried; by default as many as the task's time allows.
+    minutes
+        Longest time spent searching.
+    workers
+        Trials that run at once; by default one per CPU core.
+    address
+        A Ray cluster that is already running, such as 10.0.0.5:6379.
+    out
+        Run directory; by default runs/TIME-TASK-DEVICE.
+    epochs
+        Epochs of finetuning per trial; by default the task's own number.
+    json
+        Print one JSON document on standard output.
+    """
+    bounds = Budget(
+        None if budget is None else parse_bytes(budget),
+        None if max_latency is None else parse_milliseconds(max_latency),
+        None if max_accuracy_drop is None else parse_accuracy_drop(max_accuracy_drop),
+    )
+    settings = search_settings(
+        options,
+        budget=bounds,
+        controller=controller,
+        trials=trials,
+        minutes=minutes,
+        workers=workers,
+        address=address,
+        out=out,
+        epochs=epochs,
+    )
+    from autocomp.report.progress import make_display
+    from autocomp.search import run_search
+
+    with strays_on_stderr(), make_display() as display:
+        run = run_search(settings, display)
+    return _present(run, as_json=json)
+
+
+def resume(run: Path, *, json: bool = False) -> int:
+    """Go on with a search, and show the front.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    json
+        Print one JSON document on standard output.
+    """
+    from autocomp.report.progress import make_display
+    from autocomp.rundir import find_run
+    from autocomp.search import resume_search
+
+    find_run(run)
+    with strays_on_stderr(), make_display() as display:
+        finished = resume_search(run, display)
+    return _present(finished, as_json=json)
+
+
+def verify(run: Path, *, json: bool = False) -> int:
+    """Check every file of a front against what the run says.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    json
+        Print one JSON document on standard output.
+    """
+    from autocomp.rundir import find_run
+
+    find_run(run)
+    from autocomp.verify import verify_run
+
+    with strays_on_stderr():
+        rows = verify_run(run)
+    wrong = [row for row in rows if not row["ok"]]
+    if json:
+        print_json({"run": str(run), "files": rows, "differ": len(wrong)})
+    else:
+        for row in rows:
+            print(f"{row['id']}: {'as recorded' if row['ok'] else row.get('problem') or 'differs'}")
+        print(f"{len(rows)} files, {len(wrong)} differ from what {run} says")
+    return FAILED if wrong else DONE
+
+
+def report(run: Path, *, svg: Path | None = None, json: bool = False) -> int:
+    """Show the front of a run again.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    svg
+        Also draw the front into this file.
+    json
+        Print one JSON document on standard output.
+    """
+    from autocomp.report.html import write_report
+    from autocomp.report.svg import front_svg
+    from autocomp.rundir import read_run
+
+    data = read_run(run)
+    write_report(run)
+    if svg is not None:
+        svg.write_text(front_svg(data), encoding="utf-8")
+    _show(data, as_json=json)
+    return DONE
+
+
+def _present(run: Path, *, as_json: bool) -> int:
+    """Write report.html, then show the front. INTERRUPTED where the search was ended by Ctrl-C."""
+    from autocomp.report.html import write_report
+    from autocomp.rundir import read_run
+
+    write_report(run)
+    data = read_run(run)
+    _show(data, as_json=as_json)
+    return INTERRUPTED if data.settings.get("status") == "interrupted" else DONE
+
+
+def _show(data: "RunData", *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from autocomp.report.table import as_document, print_front
+
+    if as_json:
+        print_json(as_document(data))
+    else:
+        print_front(data, Console())
