@@ -11,23 +11,26 @@ def rounded(channels: float, multiple: int = 8) -> int:
     return value + multiple if value < 0.9 * channels else value
 
 
-def _unit(inputs: int, outputs: int, kernel: int, stride: int, groups: int, activate: bool) -> nn.Sequential:
+def unit(
+    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, activation: nn.Module | None = None
+) -> nn.Sequential:
+    """Convolution without bias, padded by kernel // 2, then batch norm and the activation where there is one."""
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
     ]
-    return nn.Sequential(*layers, nn.ReLU6()) if activate else nn.Sequential(*layers)
+    return nn.Sequential(*layers) if activation is None else nn.Sequential(*layers, activation)
 
 
 class InvertedResidual(nn.Module):
     """Expand, filter each channel, project; with a shortcut where input and output have one shape (figure 4d)."""
 
-    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int, kernel: int = 3) -> None:
         super().__init__()
         hidden = inputs * expansion
-        self.expand = _unit(inputs, hidden, 1, 1, 1, True) if expansion > 1 else nn.Identity()
-        self.filter = _unit(hidden, hidden, 3, stride, hidden, True)
-        self.project = _unit(hidden, outputs, 1, 1, 1, False)
+        self.expand = unit(inputs, hidden, activation=nn.ReLU6()) if expansion > 1 else nn.Identity()
+        self.filter = unit(hidden, hidden, kernel, stride, hidden, nn.ReLU6())
+        self.project = unit(hidden, outputs)
         self.shortcut = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +44,7 @@ class MobileNetV2(nn.Module):
     def __init__(self, spec: MobileNetV2Spec, in_channels: int, classes: int) -> None:
         super().__init__()
         channels = rounded(spec.stem_channels * spec.width)
-        self.stem = _unit(in_channels, channels, 3, spec.stem_stride, 1, True)
+        self.stem = unit(in_channels, channels, 3, spec.stem_stride, activation=nn.ReLU6())
         blocks: list[nn.Module] = []
         for row in spec.blocks:
             outputs = rounded(row.channels * spec.width)
@@ -50,7 +53,7 @@ class MobileNetV2(nn.Module):
                 channels = outputs
         self.blocks = nn.Sequential(*blocks)
         head = rounded(spec.head_channels * max(1.0, spec.width))
-        self.head = _unit(channels, head, 1, 1, 1, True)
+        self.head = unit(channels, head, activation=nn.ReLU6())
         self.classifier = nn.Linear(head, classes)
 
     def forward(self, x: Tensor) -> Tensor:
