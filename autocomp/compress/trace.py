@@ -557,6 +557,8 @@ def _kernels(
             if len(users) == 1 and users[0].target in _FUSED:
                 end = users[0]
         main = sources[0]
+        while main.target in _SPATIAL and is_merged(main, values):  # its padding is the kernel's own: the image before
+            main = main.args[0]
         before, after = _shape(main), _shape(node)
         linear = node.target is aten.linear.default
         in_axis = analysis.in_axes.get(node) if node.target in LAYERS else analysis.axes.get(main)

@@ -146,6 +146,15 @@ def test_kernels_worked_by_hand():
     assert [k.output for k in kernels] == [False] * 7 + [True]
 
 
+def test_padding_of_its_own_belongs_to_the_convolution_that_it_feeds():
+    network = nn.Sequential(
+        nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(512, 2)
+    )
+    spec = trace(network.eval(), torch.randn(2, 3, 16, 16), "padded").spec
+    conv = next(node for node in spec.kernels if node.op == "conv")
+    assert (conv.height, conv.width, conv.stride) == (16, 16, 2)
+
+
 def test_multiply_accumulates_worked_by_hand():
     # stem 432·64 + depthwise 144·64 + project 256·64 + narrow 384·64 + head 3840
     assert traced(networks.Residual).spec.macs() == (432 + 144 + 256 + 384) * 64 + 3840
