@@ -113,7 +113,7 @@ class Prepared:
 
     @property
     def provenance(self) -> str:
-        return str(self.profile.provenance)
+        return self.profile.provenance_note
 
 
 def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepared:
@@ -121,6 +121,8 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
     profile = find_profile(settings.hw)
     if not profile.on_the_spot:
         _ = profile.latencies  # a fault in the table is worth knowing before a network is trained
+    if profile.staleness is not None:
+        display.note(f"warning: {profile.staleness}")
     torch.set_num_threads(1)  # two threads spin against whatever else runs, and cost reproducibility
     task = load_task(settings.request, display)
     if settings.space is not None and ":" in settings.task:

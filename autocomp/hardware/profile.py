@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from autocomp.errors import UserError, unknown_name
 from autocomp.hardware.constraints import CONSTRAINTS, reason
+from autocomp.hardware.reading import parse_yaml, read_text, shortened
+from autocomp.hardware.runtime_version import installed_version, release, same_release
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Precision
 from autocomp.network import LayerSpec
@@ -24,10 +25,24 @@ from autocomp.resources import data_folder, data_names
 FOLDER = "hw_profiles"
 #: `table` of a profile whose kernels are measured on the spot instead of read from a file.
 ON_THE_SPOT = "measured-on-the-spot"
-_MAX_BYTES = 1_000_000
+#: `version` of the runtime of such a profile: whatever is installed fills the table.
+INSTALLED = "installed"
+_MOST_BYTES = 100_000
+_MOST_TEXT = 2_000
+_LARGEST = 1e9  # of a calibration figure
 _NAME = r"[a-z0-9][a-z0-9_]*"
 
-Text = Annotated[str, Field(min_length=1)]
+
+def _readable(value: str) -> str:
+    """Text is shown in terminals and hashed: no escape sequences, no half characters."""
+    for character in value:
+        if not character.isprintable() and character not in "\n\t":
+            raise ValueError(f"holds the character U+{ord(character):04X}, which cannot be shown")
+    return value
+
+
+Line = Annotated[str, Field(max_length=_MOST_TEXT), AfterValidator(_readable)]
+Text = Annotated[Line, Field(min_length=1)]
 Operator = Literal["conv", "depthwise", "linear"]
 
 
@@ -36,10 +51,17 @@ class _Strict(pydantic.BaseModel):
 
 
 class Runtime(_Strict):
-    """The runtime that executes the files, and the version that the table was filled with."""
+    """The runtime that executes the files. version: of the one that filled the table, or `INSTALLED`."""
 
     name: Text
     version: Text
+
+    @field_validator("version")
+    @classmethod
+    def _is_version(cls, value: str) -> str:
+        if value != INSTALLED and release(value) is None:
+            raise ValueError(f"expected a version such as 1.32.0 or {INSTALLED!r}, got {shortened(value, 40)!r}")
+        return value
 
 
 class Provenance(_Strict):
@@ -66,7 +88,7 @@ class Capability(_Strict):
     activation: Activation
     runs_as: Precision
     bytes_only: bool
-    note: str = ""
+    note: Line = ""
 
     @field_validator("weight_bits")
     @classmethod
@@ -94,9 +116,10 @@ def operator_of(layer: LayerSpec) -> str:
 class HardwareProfile(_Strict):
     """A device, its runtime, what it executes and how well its latencies are known.
 
-    table: CSV file beside the profile, or `ON_THE_SPOT`. unit: of that file. calibration: free numbers about how the
-    latencies were made; `relative_error` is the half-width of the 90 % band that no estimate goes below, as a
-    fraction. channel_multiple: kept channels are rounded to it. unstructured_sparsity_bytes_only: zeros inside a
+    table: CSV file beside the profile, or `ON_THE_SPOT`. unit: of that file. rows: how many it has, by which a file
+    that was cut off at the end of a row is found out; None where the profile does not say. calibration: free numbers
+    about how the latencies were made; `relative_error` is the half-width of the 90 % band that no estimate goes below,
+    as a fraction. channel_multiple: kept channels are rounded to it. unstructured_sparsity_bytes_only: zeros inside a
     layer save bytes, but no time. constraints: names from `autocomp.hardware.constraints`.
     """
 
@@ -105,12 +128,13 @@ class HardwareProfile(_Strict):
     device: Text
     core: Text
     runtime: Runtime
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=1024)
     provenance: Provenance
     unit: Literal["us", "ms"]
     table: Text
+    rows: int | None = Field(default=None, ge=0)
     calibration: dict[str, float]
-    channel_multiple: int = Field(ge=1)
+    channel_multiple: int = Field(ge=1, le=1024)
     unstructured_sparsity_bytes_only: bool
     executes: tuple[Capability, ...] = Field(min_length=1, strict=False)
     constraints: tuple[str, ...] = Field(strict=False)
@@ -120,7 +144,9 @@ class HardwareProfile(_Strict):
     @classmethod
     def _plain_file_name(cls, value: str) -> str:
         if value != ON_THE_SPOT and (Path(value).name != value or not value.endswith(".csv")):
-            raise ValueError(f"expected the name of a .csv file beside the profile or {ON_THE_SPOT!r}, got {value!r}")
+            raise ValueError(
+                f"expected the name of a .csv file beside the profile or {ON_THE_SPOT!r}, got {shortened(value, 60)!r}"
+            )
         return value
 
     @field_validator("calibration", mode="before")
@@ -129,19 +155,30 @@ class HardwareProfile(_Strict):
         if not isinstance(value, dict):
             raise ValueError("expected names with numbers")
         for name, number in value.items():
-            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < float("inf"):
-                raise ValueError(f"{name} must be a number of at least 0, got {number!r}")
+            if not isinstance(name, str) or re.fullmatch(_NAME, name) is None:
+                raise ValueError(f"names are of letters, digits and _, got {reprlib.repr(name)}")
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= _LARGEST:
+                raise ValueError(f"{shortened(name, 40)} must be a number from 0 to {_LARGEST:g}, got {_short(number)}")
         if not 0 <= value.get("relative_error", -1) <= 2:
             raise ValueError("relative_error is missing or not in [0, 2]")
-        return {str(name): float(number) for name, number in value.items()}
+        return {name: float(number) for name, number in value.items()}
 
     @field_validator("constraints")
     @classmethod
     def _known_constraints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if name not in CONSTRAINTS:
-                raise ValueError(str(unknown_name("constraint", name, CONSTRAINTS)))
+                raise ValueError(str(unknown_name("constraint", shortened(name, 60), CONSTRAINTS)))
         return value
+
+    @model_validator(mode="after")
+    def _version_fits_table(self) -> "HardwareProfile":
+        if self.on_the_spot != (self.runtime.version == INSTALLED):
+            raise ValueError(
+                f"runtime.version is {INSTALLED!r} exactly where table is {ON_THE_SPOT!r}; "
+                f"got {shortened(self.runtime.version, 40)!r} with {self.table!r}"
+            )
+        return self
 
     @property
     def description(self) -> str:
@@ -160,7 +197,31 @@ class HardwareProfile(_Strict):
     @cached_property
     def latencies(self) -> LatencyTable:
         """The shipped table; an empty one for a profile measured on the spot. UserError if the file is not a table."""
-        return LatencyTable({}) if self.table_path is None else LatencyTable.read(self.table_path, self.unit)
+        if self.table_path is None:
+            return LatencyTable({})
+        table = LatencyTable.read(self.table_path, self.unit)
+        if self.rows is not None and len(table) != self.rows:
+            raise UserError(
+                f"latency table {self.table_path}: has {len(table):,} rows where {self.name}.yaml says {self.rows:,}: "
+                "cut off? restore the file"
+            )
+        return table
+
+    @property
+    def staleness(self) -> str | None:
+        """One sentence where the table was filled with another release of the runtime than the one installed here."""
+        installed = installed_version(self.runtime.name)
+        if self.on_the_spot or installed is None or same_release(self.runtime.version, installed):
+            return None
+        return (
+            f"the latencies of {self.name} are stale: filled with {self.runtime.name} {self.runtime.version}, "
+            f"and {installed} is installed; fill the table anew with autocomp profile"
+        )
+
+    @property
+    def provenance_note(self) -> str:
+        """The provenance as it is printed beside a latency: with a word of warning where the table is stale."""
+        return str(self.provenance) if self.staleness is None else f"{self.provenance}; STALE: {self.staleness}"
 
     def capability(self, layer: LayerSpec, decision: LayerPolicy) -> Capability | None:
         """The kernel that executes `layer` under `decision`; None if the device has none."""
@@ -185,60 +246,18 @@ class HardwareProfile(_Strict):
     @classmethod
     def read(cls, path: Path) -> "HardwareProfile":
         """The profile in a YAML file. UserError naming the file and the key for anything that is not a profile."""
-        profile = cls.parse(_text(path), str(path))
+        profile = cls.parse(read_text(path, "hardware profile", _MOST_BYTES), str(path))
         profile._folder = path.parent
         return profile
 
     @classmethod
     def parse(cls, text: str, origin: str = "hardware profile") -> "HardwareProfile":
         """The profile in YAML `text`; `origin` names it in errors."""
-        try:
-            twice = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
-            document = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{origin} is not YAML: {error}") from None
-        if twice is not None:
-            raise UserError(f"{origin}: the key {twice!r} stands twice; keep one of them")
-        if not isinstance(document, dict):
-            raise UserError(f"{origin}: expected keys with values, got {type(document).__name__}")
+        document = parse_yaml(text, origin)
         try:
             return cls.model_validate(document)
         except pydantic.ValidationError as error:
             raise UserError(f"{origin}: {_first_fault(error, cls)}") from None
-
-
-def _repeated_key(root: Any) -> str | None:
-    """A key that stands twice in one mapping; YAML's own reader keeps the last and says nothing."""
-    waiting, seen = [root], {id(root)}
-    while waiting:
-        node = waiting.pop()
-        children = []
-        if isinstance(node, yaml.MappingNode):
-            keys = [str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for key in keys:
-                if keys.count(key) > 1:
-                    return key
-            children = [child for pair in node.value for child in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            children = list(node.value)
-        for child in children:
-            if id(child) not in seen:  # anchors make it a graph, which may have more paths than can be walked
-                seen.add(id(child))
-                waiting.append(child)
-    return None
-
-
-def _text(path: Path) -> str:
-    if not path.resolve().is_relative_to(path.parent.resolve()):
-        raise UserError(f"hardware profile {path}: leads out of its folder through a symbolic link; copy it there")
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UserError(f"hardware profile {path}: is larger than {_MAX_BYTES:,} bytes; is it a profile?")
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"hardware profile {path}: expected UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"hardware profile {path} cannot be read: {error.strerror}") from None
 
 
 def _model_at(model: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> type[pydantic.BaseModel]:
@@ -256,17 +275,26 @@ def _first_fault(error: pydantic.ValidationError, model: type[pydantic.BaseModel
     """One line about the first fault; an unknown key comes first, since a misspelt key also counts as missing."""
     faults = error.errors()
     fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
-    where = ".".join(map(str, fault["loc"]))
+    where = shortened(".".join(map(str, fault["loc"])), 80)
     if fault["type"] == "extra_forbidden":
         known = list(_model_at(model, fault["loc"]).model_fields)
-        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(str(fault["loc"][-1])[:60], known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"unknown key {where!r}: {hint}known: {', '.join(known)}"
     if fault["type"] == "missing":
         return f"the key {where!r} is missing"
     message = re.sub(r"^Value error, ", "", fault["msg"])
-    came = "" if fault["type"] == "value_error" else f", got {reprlib.repr(fault['input'])}"
-    return f"{where}: {message[:1].lower()}{message[1:]}{came}"
+    came = "" if fault["type"] == "value_error" else f", got {_short(fault['input'])}"
+    text = shortened(f"{message[:1].lower()}{message[1:]}{came}", 400)
+    return f"{where}: {text}" if where else text
+
+
+def _short(value: Any) -> str:
+    """`value` as Python writes it, cut; an int too long for that by its size."""
+    try:
+        return shortened(reprlib.repr(value), 80)
+    except ValueError:  # more digits than Python converts
+        return "a number of thousands of digits"
 
 
 def profile_names() -> list[str]:

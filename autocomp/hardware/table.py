@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import cast
 
 from autocomp.errors import UserError
+from autocomp.hardware.reading import read_text, shortened
 from autocomp.kernel import OPS, Kernel, Precision
 
 _KEY_COLUMNS = tuple(Kernel.__dataclass_fields__)
@@ -20,14 +21,17 @@ _OPTIONAL = ("repeats",)
 _WHOLE = re.compile(r"[0-9]{1,8}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{0,40})?([eE][+-]?[0-9]{1,3})?")
 UNITS = ("us", "ms")
+_MOST_BYTES = 20_000_000
+#: A thousand seconds. What is above is no kernel's latency but a damaged file.
+_SLOWEST_US = 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
     """One kernel's latency.
 
-    latency_us: microseconds, above 0. spread_us: half-width of what repeated rounds gave, None where unknown.
-    repeats: number of rounds, None where unknown.
+    latency_us: microseconds, above 0, at most a thousand seconds. spread_us: half-width of what repeated rounds gave,
+    None where unknown. repeats: number of rounds, None where unknown.
     """
 
     latency_us: float
@@ -35,10 +39,10 @@ class Latency:
     repeats: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.latency_us) and self.latency_us > 0):
-            raise UserError(f"latency must be a number above 0, got {self.latency_us!r}")
-        if self.spread_us is not None and not (math.isfinite(self.spread_us) and self.spread_us >= 0):
-            raise UserError(f"spread must be a number of at least 0, got {self.spread_us!r}")
+        if not 0 < self.latency_us <= _SLOWEST_US:
+            raise UserError(f"latency must be above 0 and at most {_SLOWEST_US:g} us, got {self.latency_us!r} us")
+        if self.spread_us is not None and not 0 <= self.spread_us <= _SLOWEST_US:
+            raise UserError(f"spread must be from 0 to {_SLOWEST_US:g} us, got {self.spread_us!r} us")
         if self.repeats is not None and self.repeats < 1:
             raise UserError(f"repeats must be at least 1, got {self.repeats!r}")
 
@@ -94,20 +98,7 @@ class LatencyTable(Mapping[Kernel, Latency]):
         missing or leads out of its folder, is cut off, lacks a column or has an unknown one, repeats a kernel, or
         holds a value of the wrong type or range.
         """
-        folder = path.parent.resolve()
-        if not path.resolve().is_relative_to(folder):
-            raise UserError(
-                f"latency table {path}: leads out of its folder through a symbolic link; copy the file there"
-            )
-        try:
-            text = path.read_bytes().decode("utf-8")
-        except FileNotFoundError:
-            raise UserError(f"latency table {path} does not exist; create it with: autocomp profile") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"latency table {path}: expected UTF-8 text, got byte {error.start} that is not") from None
-        except OSError as error:
-            raise UserError(f"latency table {path} cannot be read: {error.strerror}") from None
-        return cls.parse(text, str(path), unit)
+        return cls.parse(read_text(path, "latency table", _MOST_BYTES), str(path), unit)
 
     @classmethod
     def parse(cls, text: str, origin: str = "latency table", unit: str = "us") -> "LatencyTable":
@@ -119,7 +110,7 @@ class LatencyTable(Mapping[Kernel, Latency]):
         try:
             records = list(csv.reader(io.StringIO(text, newline=""), strict=True))
         except csv.Error as error:
-            raise UserError(f"{origin}: is not a CSV file or was cut off: {error}") from None
+            raise UserError(f"{origin}: is not a CSV file or was cut off: {shortened(str(error))}") from None
         header = records[0]
         _check_header(header, origin, unit)
         if not text.endswith("\n"):
@@ -149,16 +140,17 @@ def _check_header(header: list[str], origin: str, unit: str) -> None:
     unknown = [column for column in header if column not in known + _OPTIONAL]
     if unknown:
         raise UserError(
-            f"{origin}: unknown columns {', '.join(map(repr, unknown))}; known: {', '.join(known + _OPTIONAL)}"
+            f"{origin}: unknown columns {shortened(', '.join(map(repr, unknown)))}; "
+            f"known: {', '.join(known + _OPTIONAL)}"
         )
     if len(set(header)) != len(header):
-        raise UserError(f"{origin}: a column stands twice in the header: {','.join(header)}")
+        raise UserError(f"{origin}: a column stands twice in the header: {shortened(','.join(header))}")
 
 
 def _whole(values: Mapping[str, str], column: str, where: str) -> int:
     text = values[column]
     if _WHOLE.fullmatch(text) is None or int(text) < 1:
-        raise UserError(f"{where}: {column} must be a whole number of at least 1, got {text[:40]!r}")
+        raise UserError(f"{where}: {column} must be a whole number of at least 1, got {shortened(text, 40)!r}")
     return int(text)
 
 
@@ -167,18 +159,21 @@ def _number(values: Mapping[str, str], column: str, where: str, *, positive: boo
     wish = "above 0" if positive else "of at least 0"
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        raise UserError(f"{where}: {column} must be a number {wish}, got {text[:40]!r}")
+        raise UserError(f"{where}: {column} must be a number {wish}, got {shortened(text, 40)!r}")
     return value
 
 
 def _kernel(values: Mapping[str, str], where: str) -> Kernel:
     op, precision = values["op"], values["precision"]
     if op not in OPS:
-        raise UserError(f"{where}: op must be one of {', '.join(OPS)}, got {op[:40]!r}")
+        raise UserError(f"{where}: op must be one of {', '.join(OPS)}, got {shortened(op, 40)!r}")
     if precision not in ("fp32", "int8"):
-        raise UserError(f"{where}: precision must be fp32 or int8, got {precision[:40]!r}")
+        raise UserError(f"{where}: precision must be fp32 or int8, got {shortened(precision, 40)!r}")
     size = {column: _whole(values, column, where) for column in _KEY_COLUMNS[2:]}
-    kernel = Kernel(op, cast(Precision, precision), **size)
+    try:
+        kernel = Kernel(op, cast(Precision, precision), **size)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
     if kernel.in_channels % kernel.groups or kernel.out_channels % kernel.groups:
         raise UserError(f"{where}: {kernel.groups} groups do not divide the channels of {kernel}")
     return kernel

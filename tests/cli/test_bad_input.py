@@ -13,6 +13,7 @@ from PIL import Image
 
 from autocomp import cli
 from autocomp.errors import UserError
+from autocomp.resources import data_folder
 
 TASK = """
 import torch
@@ -130,6 +131,19 @@ def test_a_budget_of_time_that_nothing_can_meet(capsys):
     assert "0.001 ms" in line
     assert "latency binds" in line
     assert "smallest reachable" in line
+
+
+def test_a_stale_table_is_a_warning(capsys):
+    folder = data_folder("hw_profiles")
+    text = (folder / "mobile_arm.yaml").read_text(encoding="utf-8")
+    Path("mobile_arm.csv").write_bytes((folder / "mobile_arm.csv").read_bytes())
+    Path("old.yaml").write_text(re.sub(r'version: "[\d.]+"', 'version: "1.2.0"', text))
+    # The search goes on, as far as a budget that nothing meets.
+    command = "search --hw old.yaml --task mine.py:task --max-latency 1us --trials 1 --workers 1"
+    assert cli.main(command.split()) == 2
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert "the latencies of mobile_arm are stale: filled with onnxruntime 1.2.0, and" in warnings[0]
 
 
 def test_a_truncated_image(capsys):

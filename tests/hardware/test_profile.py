@@ -1,12 +1,15 @@
 """Profiles: what ships loads and says what it executes; each fault is one line."""
 
+import os
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from autocomp.errors import UserError
 from autocomp.hardware.constraints import CONSTRAINTS, reason
 from autocomp.hardware.profile import ON_THE_SPOT, HardwareProfile, find_profile, profile_names
+from autocomp.hardware.runtime_version import installed_version
 from autocomp.network import Channels, LayerSpec
 from autocomp.policy import FLOAT, INT8, WEIGHT_BITS, LayerPolicy
 from autocomp.resources import data_folder
@@ -76,7 +79,31 @@ FAULTS = {
     "key twice": ("unit: us\n", "unit: us\nunit: ms\n", "'unit' stands twice"),
     "wrong type": ("threads: 1", "threads: one", "threads: input should be a valid integer"),
     "no threads": ("threads: 1", "threads: 0", "threads"),
-    "number as text": ('version: "1.32.0"', "version: 1.32", "runtime.version"),
+    "number as text": ("version: installed", "version: 1.32", "runtime.version"),
+    "no version": ("version: installed", "version: newest", "expected a version such as 1.32.0"),
+    "version of its own": ("version: installed", 'version: "1.32.0"', "runtime.version is 'installed' exactly where"),
+    "table of any version": (
+        f"table: {ON_THE_SPOT}",
+        "table: host.csv",
+        "runtime.version is 'installed' exactly where",
+    ),
+    "huge number": ("relative_error: 0.12", f"relative_error: 0.1\n  scale: {'9' * 400}", "scale must be a number"),
+    "digits without end": ("threads: 1", f"threads: {'9' * 5000}", "is not YAML"),
+    "tag that does not fit": ("threads: 1", "threads: !!int ''", "is not YAML"),
+    "date that does not fit": ("threads: 1", "threads: !!timestamp never", "is not YAML"),
+    "aliases": ("threads: 1", "threads: &one 1\nmore: *one", "aliases (*name) are not read"),
+    "billion laughs": (
+        "executes:\n",
+        "a: &a [1, 1]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]\nexecutes:\n",
+        "aliases (*name) are not read",
+    ),
+    "nested without end": ("constraints:\n", f"constraints: {'[' * 5000}\n", "is not YAML"),
+    "escape sequence": ("title: This machine's CPU", 'title: "\\e[2J"', "title: holds the character U+001B"),
+    "half a character": ("title: This machine's CPU", 'title: "\\ud800"', "title: input should be a valid string"),
+    "long text": ("title: This", f"title: {'long ' * 500}", "title: string should have at most 2000 characters"),
+    "keys that are no text": ("threads: 1", "1: threads", "expected keys that are text"),
+    "cut off": ("axes\n", "axes", "was cut off"),
+    "two documents": ("threads: 1", "---\nthreads: 1", "is not YAML"),
     "unknown provenance": ("kind: measured", "kind: guessed", "provenance.kind"),
     "unknown unit": ("unit: us", "unit: seconds", "unit"),
     "NaN": ("relative_error: 0.12", "relative_error: .nan", "relative_error must be a number"),
@@ -118,11 +145,78 @@ def test_unknown_names_and_files_are_refused(tmp_path: Path) -> None:
         find_profile(str(folder / "device.yaml"))
 
 
+def test_a_file_that_is_no_profile_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    (tmp_path / "large.yaml").write_text("# " + "x" * 200_000)
+    with pytest.raises(UserError, match="larger than 100,000 bytes"):
+        find_profile(str(tmp_path / "large.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(TEXT.encode().replace(b"machine", b"mach\xefne", 1))
+    with pytest.raises(UserError, match="got byte 10 that is not"):
+        find_profile(str(tmp_path / "binary.yaml"))
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        HardwareProfile.read(tmp_path / "loop.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(UserError, match="no regular file"):  # reading a pipe that nobody writes to never ends
+        HardwareProfile.read(tmp_path / "pipe.yaml")
+
+
+def test_a_byte_order_mark_and_other_line_ends_change_nothing(tmp_path: Path) -> None:
+    (tmp_path / "device.yaml").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
+    assert find_profile(str(tmp_path / "device.yaml")).digest() == HardwareProfile.parse(TEXT).digest()
+
+
+def shipped(folder: Path, version: str = "1.32.0", rows: int | None = None) -> HardwareProfile:
+    """A profile with a table of one row beside it."""
+    text = TEXT.replace(ON_THE_SPOT, "device.csv").replace("version: installed", f'version: "{version}"')
+    (folder / "device.yaml").write_text(text if rows is None else f"{text}rows: {rows}\n")
+    (folder / "device.csv").write_text(TABLE)
+    return find_profile(str(folder / "device.yaml"))
+
+
+def test_a_table_that_lost_whole_rows_is_refused(tmp_path: Path) -> None:
+    assert len(shipped(tmp_path, rows=1).latencies) == 1
+    with pytest.raises(UserError, match=r"has 1 rows where host_cpu\.yaml says 2: cut off"):
+        shipped(tmp_path, rows=2).latencies
+
+
+@pytest.mark.parametrize(
+    ("filled_with", "stale"),
+    [("1.32.0", False), ("1.32.7", False), ("1.31.0", True), ("1.3.0", True), ("2.32.0", True), ("1.320.0", True)],
+)
+def test_a_table_of_another_release_is_stale(
+    filled_with: str, stale: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autocomp.hardware.profile.installed_version", lambda name: "1.32.1")
+    profile = shipped(tmp_path, filled_with)
+    if stale:
+        assert profile.staleness == (
+            f"the latencies of host_cpu are stale: filled with onnxruntime {filled_with}, and 1.32.1 is installed; "
+            "fill the table anew with autocomp profile"
+        )
+        assert profile.provenance_note.endswith(f"STALE: {profile.staleness}")
+    else:
+        assert profile.staleness is None
+        assert profile.provenance_note == str(profile.provenance)
+
+
+def test_what_is_measured_with_whatever_is_installed_is_never_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autocomp.hardware.profile.installed_version", lambda name: "99.0.0")
+    assert find_profile("host_cpu").staleness is None
+    stale = [name for name in profile_names() if find_profile(name).staleness is not None]
+    assert stale == [name for name in profile_names() if not find_profile(name).on_the_spot]
+
+
+def test_without_the_runtime_nothing_is_said_of_its_version(tmp_path: Path) -> None:
+    assert installed_version("onnxruntime") == onnxruntime.__version__
+    assert installed_version("no-such-runtime") is None
+    assert installed_version("") is None
+
+
 def test_the_digest_follows_profile_and_table(tmp_path: Path) -> None:
     path = tmp_path / "device.yaml"
 
     def digest(text: str, table: str) -> str:
-        path.write_text(text.replace(ON_THE_SPOT, "device.csv"))
+        path.write_text(text.replace(ON_THE_SPOT, "device.csv").replace("version: installed", 'version: "1.32.0"'))
         (tmp_path / "device.csv").write_text(table)
         return find_profile(str(path)).digest()
 

@@ -64,6 +64,7 @@ FAULTS = {
     "infinite": (GOOD.replace("12.5", "inf"), "row 2: latency_us"),
     "overflow": (GOOD.replace("12.5", "1e999"), "row 2: latency_us"),
     "negative": (GOOD.replace("12.5", "-12.5"), "row 2: latency_us"),
+    "slower than any kernel": (GOOD.replace("12.5", "1e10"), "row 2: latency must be above 0 and at most 1e+09 us"),
     "zero": (GOOD.replace("12.5", "0"), "row 2: latency_us"),
     "no latency": (GOOD.replace("12.5", ""), "row 2: latency_us"),
     "negative spread": (GOOD.replace("0.25", "-0.25"), "row 2: spread_us"),
@@ -100,9 +101,17 @@ def test_a_missing_file_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path
         LatencyTable.read(tmp_path / "none.csv")
     with pytest.raises(UserError, match="cannot be read"):
         LatencyTable.read(tmp_path)
+    (tmp_path / "large.csv").write_bytes(b" " * 20_000_001)
+    with pytest.raises(UserError, match="larger than 20,000,000 bytes"):
+        LatencyTable.read(tmp_path / "large.csv")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="UTF-8"):
         LatencyTable.read(tmp_path / "binary.csv")
+
+
+def test_a_byte_order_mark_and_other_line_ends_change_nothing(tmp_path: Path) -> None:
+    (tmp_path / "device.csv").write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert LatencyTable.read(tmp_path / "device.csv").digest == LatencyTable.parse(GOOD).digest
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
