@@ -16,9 +16,12 @@ import numpy as np
 from graphs import NetworkBuilder, efficientnet_lite0, mobilenet_v2, resnet
 
 from autocomp.hardware.estimator import LatencyModel
-from autocomp.hardware.host import REFERENCE, BoundModel, cpu_name, ensure_host_table, informative_order
+from autocomp.hardware.host import ensure_host_table
 from autocomp.hardware.kernel_models import input_values, kernel_model
 from autocomp.hardware.profile import find_profile
+from autocomp.hardware.profiling.chains import REFERENCE
+from autocomp.hardware.profiling.planning import informative_order
+from autocomp.hardware.runner import BoundModel, cpu_name
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Precision
 

@@ -1,22 +1,14 @@
 """Measuring on the spot, with a fake stopwatch: nothing is measured twice, nothing is lost, drift is corrected."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from autocomp.errors import UserError
-from autocomp.hardware.host import (
-    REFERENCE,
-    Sample,
-    chain_copies,
-    ensure_host_table,
-    host_table,
-    host_table_path,
-    informative_order,
-    rough_us,
-)
-from autocomp.hardware.kernel_models import max_repeats
+from autocomp.hardware.host import ensure_host_table, host_table, host_table_path
+from autocomp.hardware.profiling.chains import REFERENCE, rough_us
+from autocomp.hardware.profiling.fill import Measured
 from autocomp.hardware.table import Latency, LatencyTable
 from autocomp.kernel import Kernel
 
@@ -24,16 +16,17 @@ KERNELS = [Kernel("conv", "int8", 8 * i, 8 * o, 8, 8) for i in range(1, 8) for o
 
 
 class Stopwatch:
-    """A machine on which a kernel takes `slowness` times its rough estimate; a batch takes a second."""
+    """A machine on which a kernel takes `slowness` times its rough estimate; measuring one takes 50 ms."""
 
     def __init__(self, slowness: float = 1.0) -> None:
         self.slowness, self.now = slowness, 0.0
         self.seen: list[Kernel] = []
 
-    def measure(self, kernels: Sequence[Kernel]) -> Sample:
-        self.seen += kernels
-        self.now += 1.0
-        return Sample({k: Latency(rough_us(k) * self.slowness) for k in kernels}, 100.0 * self.slowness)
+    def measure(self, kernels: Sequence[Kernel], deadline: float) -> Iterator[Measured]:
+        for kernel in kernels:
+            self.seen.append(kernel)
+            self.now += 0.05
+            yield Measured(kernel, Latency(rough_us(kernel) * self.slowness), 100.0 * self.slowness)
 
     def clock(self) -> float:
         return self.now
@@ -65,10 +58,11 @@ def test_when_the_time_is_up_the_rest_is_left_for_the_next_call(tmp_path: Path) 
 def test_an_interruption_loses_nothing_that_was_measured(tmp_path: Path) -> None:
     stopwatch = Stopwatch()
 
-    def interrupted(kernels: Sequence[Kernel]) -> Sample:
-        if stopwatch.seen:
-            raise KeyboardInterrupt
-        return stopwatch.measure(kernels)
+    def interrupted(kernels: Sequence[Kernel], deadline: float) -> Iterator[Measured]:
+        for measured in stopwatch.measure(kernels, deadline):
+            yield measured
+            if len(stopwatch.seen) == 27:
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         ensure_host_table(KERNELS, 1000, folder=tmp_path, measure=interrupted, clock=stopwatch.clock)
@@ -92,12 +86,10 @@ def test_a_slow_first_session_is_corrected_when_the_machine_is_fast_again(tmp_pa
 def test_a_kernel_that_was_disturbed_is_measured_again(tmp_path: Path) -> None:
     stopwatch, victim = Stopwatch(), KERNELS[20]
 
-    def disturbed(kernels: Sequence[Kernel]) -> Sample:
-        first_time = victim not in stopwatch.seen
-        sample = stopwatch.measure(kernels)
-        if victim in kernels and first_time:
-            return Sample({**sample.latencies, victim: Latency(5 * rough_us(victim))}, sample.reference_us)
-        return sample
+    def disturbed(kernels: Sequence[Kernel], deadline: float) -> Iterator[Measured]:
+        for kernel, latency, reference_us in stopwatch.measure(kernels, deadline):
+            slow = kernel == victim and stopwatch.seen.count(victim) == 1
+            yield Measured(kernel, Latency(5 * latency.latency_us) if slow else latency, reference_us)
 
     table = ensure_host_table(KERNELS, 1000, folder=tmp_path, measure=disturbed, clock=stopwatch.clock)
     assert table[victim].latency_us == pytest.approx(rough_us(victim))
@@ -128,25 +120,3 @@ def test_a_damaged_cache_names_the_file(tmp_path: Path) -> None:
 def test_no_time_is_refused(seconds: float, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="above 0 seconds"):
         ensure(Stopwatch(), tmp_path, seconds=seconds)
-
-
-def test_the_first_kernels_asked_for_span_the_range_and_every_family() -> None:
-    mixed = KERNELS + [Kernel("add", "fp32", 8 * c, 8 * c, 8, 8) for c in range(1, 8)]
-    order = informative_order(mixed, LatencyTable({}))
-    assert sorted(order) == sorted(mixed)
-    first = order[:4]
-    assert {kernel.op for kernel in first} == {"conv", "add"}
-    assert Kernel("conv", "int8", 56, 56, 8, 8) in first
-    known = LatencyTable({order[0]: Latency(1.0)})
-    assert order[1] == informative_order(order[1:], known)[0]
-
-
-@pytest.mark.parametrize("kernel", [
-    *KERNELS[:3], Kernel("conv", "fp32", 512, 512, 28, 28, 3, 3), Kernel("max_pool", "fp32", 24, 24, 16, 16, 3, 3, 2),
-    Kernel("conv", "fp32", 3, 64, 224, 224, 7, 7, 2),
-])  # fmt: skip
-def test_the_long_chain_is_longer_and_can_be_built(kernel: Kernel) -> None:
-    short, long = chain_copies(kernel)
-    limit = max_repeats(kernel)
-    assert 1 <= short < long
-    assert limit is None or long <= limit
