@@ -99,8 +99,9 @@ _verb(
 _verb(_hw, "list", "hw:list_profiles", "List the devices.", "hw list", "hw list --json")
 _verb(
     _hw, "show", "hw:show",
-    "Show what a device can execute and where its latency table comes from.",
+    "Show what a device can execute, where its latencies come from, what they cover, and latency over channels.",
     "hw show mobile_arm",
+    "hw show mobile_arm --kernel 'conv 96→* @14x14 int8' --plot latency.html",
 )  # fmt: skip
 _verb(_space, "list", "space:list_spaces", "List the search spaces.", "space list", "space list --json")
 _verb(_space, "show", "space:show", "Show what a search space offers.", "space show mobilenet_v2")

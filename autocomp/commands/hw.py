@@ -1,7 +1,10 @@
 """`hw list`, `hw show`: the devices that autocomp knows."""
 
+from pathlib import Path
+
 from autocomp.commands.exit_codes import DONE
-from autocomp.commands.output import print_document, print_rows
+from autocomp.commands.output import print_json, terminal
+from autocomp.errors import UserError
 
 
 def list_profiles(*, json: bool = False) -> int:
@@ -12,24 +15,59 @@ def list_profiles(*, json: bool = False) -> int:
     json
         Print one JSON document on standard output.
     """
+    from autocomp.hardware.latencies import known_latencies
     from autocomp.hardware.profile import find_profile, profile_names
+    from autocomp.report.device import print_list, summary
 
-    rows = [{"name": name, "description": find_profile(name).description} for name in profile_names()]
-    print_rows(rows, as_json=json)
+    devices = [(profile, known_latencies(profile)) for profile in map(find_profile, profile_names())]
+    if json:
+        print_json([summary(profile, table) for profile, table in devices])
+    else:
+        print_list(devices, terminal())
     return DONE
 
 
-def show(name: str, *, json: bool = False) -> int:
+def show(name: str, *, kernel: str | None = None, plot: Path | None = None, json: bool = False) -> int:
     """Show one profile.
 
     Parameters
     ----------
     name
         Profile name, or the path of a profile file.
+    kernel
+        Kernel whose latency is drawn over its channels, as it is printed, with * for the channels that vary; by
+        default the convolution of which the table has most.
+    plot
+        Also draw it into this .html file.
     json
         Print one JSON document on standard output.
     """
+    if plot is not None and plot.suffix != ".html":
+        raise UserError(f"--plot: expected the name of an .html file, got {plot}")
+    from autocomp.hardware.channel_sweep import ChannelSweep, curve
+    from autocomp.hardware.estimator import LatencyModel
+    from autocomp.hardware.latencies import known_latencies
     from autocomp.hardware.profile import find_profile
+    from autocomp.report.device import document, print_curve, print_device
 
-    print_document(find_profile(name), as_json=json)
+    profile = find_profile(name)
+    sweep = None if kernel is None else ChannelSweep.parse(kernel)
+    table = known_latencies(profile)
+    shown = None
+    if table:
+        model = LatencyModel.from_table(table, profile.calibration)
+        shown = curve(sweep or ChannelSweep.fullest(table), table, model)
+    elif sweep is not None or plot is not None:
+        raise UserError(f"{name} has no latencies yet to draw: measure them first with autocomp profile {name}")
+    if shown is not None and plot is not None:
+        from autocomp.report.latency_plot import write_plot
+
+        write_plot(profile, shown, plot)
+    if json:
+        print_json(document(profile, table, shown))
+        return DONE
+    console = terminal()
+    print_device(profile, table, console)
+    if shown is not None:
+        print_curve(shown, console)
     return DONE

@@ -6,7 +6,10 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @contextlib.contextmanager
@@ -21,6 +24,23 @@ def strays_on_stderr() -> Iterator[None]:
     finally:
         os.dup2(saved, 1)
         os.close(saved)
+
+
+def terminal() -> "Console":
+    """Standard output for a person."""
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            """Whoever read our output has left: rich would exit with 1, `cli.main` knows better."""
+            raise BrokenPipeError
+
+    return Terminal()
+
+
+def warn(text: str) -> None:
+    """Print `text` as a warning of one line on standard error."""
+    print(f"autocomp: warning: {text}", file=sys.stderr, flush=True)
 
 
 def print_json(document: Any) -> None:

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from autocomp.budget import Budget, parse_accuracy_drop, parse_bytes, parse_milliseconds
 from autocomp.commands.exit_codes import DONE, FAILED, INTERRUPTED
 from autocomp.commands.options import Number, Quantity, TaskOptions, search_settings
-from autocomp.commands.output import print_json, strays_on_stderr
+from autocomp.commands.output import print_json, strays_on_stderr, terminal
 
 if TYPE_CHECKING:
     from autocomp.rundir import RunData
@@ -163,11 +163,9 @@ def _present(run: Path, *, as_json: bool) -> int:
 
 
 def _show(data: "RunData", *, as_json: bool) -> None:
-    from rich.console import Console
-
     from autocomp.report.table import as_document, print_front
 
     if as_json:
         print_json(as_document(data))
     else:
-        print_front(data, Console())
+        print_front(data, terminal())

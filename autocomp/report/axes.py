@@ -8,6 +8,7 @@ from autocomp.rundir import Measured
 #: Viridis without its yellow end, which vanishes on white. Position in [0, 1] and colour.
 COLOURS = ((0.0, "#440154"), (0.35, "#3b528b"), (0.7, "#21918c"), (1.0, "#7ad151"))
 INK, FAINT, GRID = "#1f2430", "#8a909c", "#e4e7ec"
+FONT = "system-ui, sans-serif"
 
 
 def accuracy_range(shown: Sequence[Measured]) -> tuple[float, float]:

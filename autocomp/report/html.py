@@ -22,11 +22,10 @@ from plotly.offline import get_plotlyjs
 from autocomp import __version__
 from autocomp.outcome import Status
 from autocomp.report import figures
-from autocomp.report.axes import COLOURS, FAINT, GRID, INK, accuracy_range, label, ticks
+from autocomp.report.axes import COLOURS, FAINT, FONT, GRID, INK, accuracy_range, label, ticks
 from autocomp.report.explain import decisions, known_layers, most_useful, summary
 from autocomp.rundir import REPORT, Measured, RunData, read_run
 
-FONT = "system-ui, sans-serif"
 #: How many trials without a file the page lists one by one.
 MOST_REASONS = 200
 

@@ -135,6 +135,8 @@ def test_module_and_version():
         ("search --hw host_cpu --data no/such/folder", "--data: no/such/folder does not exist"),
         ("search --hw host_cpu --data pyproject.toml", "--data"),
         ("hw show mobil_arm", "did you mean 'mobile_arm'?"),
+        ("hw show host_cpu --plot picture.png", "--plot: expected the name of an .html file, got picture.png"),
+        ("hw show mobile_arm --kernel conv", "--kernel: expected a kernel as it is printed"),
         ("hw", None),
         ("verify no/such/run", "there is no run at no/such/run"),
         ("report .", "is not a run directory"),
@@ -258,6 +260,24 @@ def test_hw_list_as_json(capsys):
     assert cli.main(["hw", "list", "--json"]) == 0
     names = [row["name"] for row in json.loads(capsys.readouterr().out)]
     assert {"host_cpu", "mobile_arm"} <= set(names)
+
+
+def test_hw_show_draws_the_kernel_that_was_asked_for(capsys, tmp_path):
+    page = tmp_path / "latency.html"
+    arguments = ["hw", "show", "mobile_arm", "--kernel", "conv *→96 @8x8 fp32", "--plot", str(page)]
+    assert cli.main(arguments) == 0
+    assert "conv *→96 @8x8 fp32: latency over channels" in capsys.readouterr().out
+    assert page.stat().st_size > 0
+    assert cli.main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["curve"]["kernel"] == "conv *→96 @8x8 fp32"
+
+
+def test_hw_show_of_a_machine_that_was_never_measured(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cli.main(["hw", "show", "host_cpu"]) == 0
+    assert "autocomp profile host_cpu" in capsys.readouterr().out
+    assert cli.main(["hw", "show", "host_cpu", "--plot", str(tmp_path / "latency.html")]) == 2
+    assert "measure them first with autocomp profile host_cpu" in complaint(capsys)
 
 
 def test_output_into_a_closed_pipe_is_no_traceback():

@@ -1,0 +1,78 @@
+"""Where the time of a network goes: its kernels one by one, with band, share and what limits each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autocomp.hardware.estimator import LatencyModel
+from autocomp.hardware.roofline import Limit, Roofline
+from autocomp.kernel import Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLatency:
+    """One kernel of a network.
+
+    name: of the layer or node that it executes. latency_ms, low_ms, high_ms: milliseconds and their 90 % band.
+    share: of the network's latency, a fraction. measured: it is a row of the table. extrapolated: it lies outside what
+    the table covers. limit: see `autocomp.hardware.roofline`.
+    """
+
+    name: str
+    kernel: Kernel
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    share: float
+    measured: bool
+    extrapolated: bool
+    limit: Limit
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """The kernels of one network in the order given; latency_ms, low_ms, high_ms: of the whole."""
+
+    kernels: tuple[KernelLatency, ...]
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+
+    @property
+    def extrapolated_share(self) -> float:
+        """Share of the latency that lies outside what the table covers, a fraction."""
+        return sum(kernel.share for kernel in self.kernels if kernel.extrapolated)
+
+    @property
+    def measured_share(self) -> float:
+        """Share of the latency that was read off the table, not estimated between its rows; a fraction."""
+        return sum(kernel.share for kernel in self.kernels if kernel.measured)
+
+    @property
+    def limit_shares(self) -> dict[Limit, float]:
+        """Limit → share of the latency, a fraction; the largest first, what limits nothing is left out."""
+        shares: dict[Limit, float] = {}
+        for kernel in self.kernels:
+            shares[kernel.limit] = shares.get(kernel.limit, 0.0) + kernel.share
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def break_down(kernels: Sequence[tuple[Kernel, str]], model: LatencyModel, roofline: Roofline) -> Breakdown:
+    """The latency of a network, given as (kernel, name) pairs.
+
+    The band of the whole is the sum of the kernels' bands: as wide as if all were off in the same direction, for what
+    one kernel is off by (the board, the clock frequency) the others mostly are too.
+    """
+    only = [kernel for kernel, _ in kernels]
+    estimate = model.predict(only)
+    total_us = float(estimate.us.sum())
+    lines = [
+        KernelLatency(
+            name, kernel, us / 1000, low / 1000, high / 1000, us / total_us, bool(measured), bool(extrapolated), limit
+        )
+        for (kernel, name), us, low, high, measured, extrapolated, limit in zip(
+            kernels, estimate.us.tolist(), estimate.low_us.tolist(), estimate.high_us.tolist(), estimate.measured,
+            estimate.extrapolated, roofline.limits(only), strict=True,
+        )
+    ]  # fmt: skip
+    low_ms, high_ms = float(estimate.low_us.sum()) / 1000, float(estimate.high_us.sum()) / 1000
+    return Breakdown(tuple(lines), total_us / 1000, low_ms, high_ms)
