@@ -122,11 +122,13 @@ class KernelNode:
 
     def kernel(self, precision: Precision, policy: Policy | None = None) -> Kernel:
         """The table key of this kernel under `policy`."""
-        out = self.out_channels.count(policy)
-        groups = out if self.op == "depthwise" else self.groups
+        return self.sized(precision, self.in_channels.count(policy), self.out_channels.count(policy))
+
+    def sized(self, precision: Precision, in_channels: int, out_channels: int) -> Kernel:
+        """The table key of this kernel with so many channels."""
         return Kernel(
-            self.op, precision, self.in_channels.count(policy), out, self.height, self.width,
-            self.kernel_h, self.kernel_w, self.stride, groups,
+            self.op, precision, in_channels, out_channels, self.height, self.width, self.kernel_h, self.kernel_w,
+            self.stride, out_channels if self.op == "depthwise" else self.groups,
         )  # fmt: skip
 
 

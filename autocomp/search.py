@@ -29,7 +29,8 @@ from autocomp.errors import RunError, UserError
 from autocomp.export.score import Scorer, layer_outputs
 from autocomp.export.size import FileSizes
 from autocomp.export.writer import OnnxWriter
-from autocomp.hardware.cost import Cost, CostModel, choosable_kernels, network_kernels
+from autocomp.hardware.choices import choosable_kernels
+from autocomp.hardware.cost import Cost, CostModel, network_kernels
 from autocomp.hardware.estimator import LatencyModel
 from autocomp.hardware.host import ensure_host_table
 from autocomp.hardware.profile import HardwareProfile, find_profile

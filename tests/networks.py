@@ -169,6 +169,23 @@ class Shuffled(nn.Module):
         return self.head(torch.cat([self.branch(b), a], 1).mean((2, 3)))
 
 
+class Dense(nn.Module):
+    """Every layer reads what all before it made, as in DenseNet: the last convolution is fed by seven groups."""
+
+    def __init__(self, stages: int = 6, growth: int = 20) -> None:
+        super().__init__()
+        self.stem = _unit(3, 24, 3, 2)
+        self.stages = nn.ModuleList(_unit(24 + growth * i, growth) for i in range(stages))
+        self.narrow = _unit(24 + growth * stages, 32, 1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for stage in self.stages:
+            x = torch.cat([x, stage(x)], 1)
+        return self.head(self.narrow(x).mean((2, 3)))
+
+
 class ConvolutionThenRecurrent(nn.Module):
     """(n, 2, 32) → conv → LSTM over time → linear over the last step."""
 
@@ -212,6 +229,7 @@ INPUTS: dict[type[nn.Module], Callable[[], Tensor]] = {
     Grouped: images,
     SqueezeExcite: images,
     Shuffled: images,
+    Dense: images,
     Shared: images,
     Signal: signals,
     ConvolutionThenRecurrent: signals,

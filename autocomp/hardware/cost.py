@@ -1,24 +1,34 @@
 """What a candidate will cost, before any training: bytes of its file, milliseconds by the table. Arrays in and out."""
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autocomp.hardware.choices import (
+    Columns,
+    Dimension,
+    Layout,
+    choosable_kernels,
+    conversion_kernel,
+    kernels_over,
+    layer_sizes,
+    result_shape,
+)
 from autocomp.hardware.estimator import LatencyModel
-from autocomp.kernel import Kernel, Precision
-from autocomp.network import NETWORK_INPUT, Channels, KernelNode, LayerSpec, NetworkSpec, plan_execution
-from autocomp.policy import FLOAT, LayerPolicy, Policy
+from autocomp.hardware.population import CHUNK, Accumulated, Term
+from autocomp.kernel import Kernel
+from autocomp.network import LayerSpec, NetworkSpec, plan_execution
+from autocomp.policy import LayerPolicy, Policy
 from autocomp.space import Genes, SearchSpace
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: A table over more combinations of kept channels than this is not built; such a kernel is looked up one by one.
-_MOST_COMBINATIONS = 20_000
+#: Kernels asked of the latency model at once, so that its matrices stay small.
+_BATCH = 4096
 
 
 class Sizes(Protocol):
@@ -78,77 +88,16 @@ def network_kernels(network: NetworkSpec, policy: Policy) -> list[tuple[Kernel, 
         if not node.free:
             found.append((node.kernel(precision, policy), node.layer))
     for source, step in plan.conversions:
-        found.append((_conversion(network, source, step, policy), None))
+        channels = result_shape(network, source)[0].count(policy)
+        found.append((conversion_kernel(network, source, step, channels), None))
     return found
-
-
-def _result_shape(network: NetworkSpec, source: int) -> tuple[Channels, int, int]:
-    """Channels, height and width of a kernel's result, or of the network's input."""
-    if source == NETWORK_INPUT:
-        shape = network.input_shape
-        channels = Channels(((None, shape[0] if shape else 1),))
-        if len(shape) == 3:
-            return channels, shape[1], shape[2]
-        return channels, 1, shape[1] if len(shape) == 2 else 1
-    node = network.kernels[source]
-    if node.op == "global_avg_pool" or node.out_channels.repeat > 1:
-        return node.out_channels, 1, 1
-    return node.out_channels, -(-node.height // node.stride), -(-node.width // node.stride)
-
-
-def _conversion(network: NetworkSpec, source: int, step: str, policy: Policy | None) -> Kernel:
-    channels, height, width = _result_shape(network, source)
-    count = channels.count(policy)
-    return Kernel(step, "int8", count, count, height, width)
-
-
-def choosable_kernels(network: NetworkSpec, space: SearchSpace) -> list[Kernel]:
-    """Every kernel that some candidate of the space may execute, without repetition: what a table should hold."""
-    found: dict[Kernel, None] = {}
-    int8_possible = any(
-        isinstance(choice, LayerPolicy) and choice.activation == "int8"
-        for gene in (*space.genes, *space.fixed)
-        for choice in gene.choices
-    )
-    for node in network.kernels:
-        if node.free:
-            continue
-        precisions: list[Precision] = ["fp32", "int8"] if int8_possible and node.int8 else ["fp32"]
-        groups = _groups_of(node)
-        for kept in itertools.islice(_combinations(space, groups), _MOST_COMBINATIONS):
-            for precision in precisions:
-                found.setdefault(node.kernel(precision, Policy(channels=kept)))
-    if int8_possible:
-        for source in range(-1, len(network.kernels)):
-            groups = _result_shape(network, source)[0].groups
-            for kept in itertools.islice(_combinations(space, groups), 64):
-                for step in ("quantize", "dequantize"):
-                    found.setdefault(_conversion(network, source, step, Policy(channels=kept)))
-    return list(found)
-
-
-def _groups_of(node: KernelNode) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*node.in_channels.groups, *node.out_channels.groups)))
-
-
-def _choices(space: SearchSpace, group: str) -> tuple[int, ...]:
-    """Channel counts that a group may keep."""
-    for gene in (*space.genes, *space.fixed):
-        if gene.kind == "channels" and gene.target == group:
-            return tuple(int(c) for c in gene.choices if not isinstance(c, LayerPolicy))
-    return (space.network.group_by_name[group].channels,)
-
-
-def _combinations(space: SearchSpace, groups: Sequence[str]):  # type: ignore[no-untyped-def]
-    for kept in itertools.product(*(_choices(space, group) for group in groups)):
-        yield dict(zip(groups, kept, strict=True))
 
 
 class CostModel:
     """Costs of gene vectors of one space. `latency` scores kernels, `sizes` counts bytes.
 
-    Everything that depends on one kernel or one layer is tabulated once over the choices that it sees, so that a
-    population costs a few gathers a layer, however large the latency table is.
+    Everything that depends on one kernel, layer or tensor is tabulated once over the choices that it sees
+    (`population`), so that a population costs a few lookups a layer, however large the latency table is.
     """
 
     def __init__(self, space: SearchSpace, latency: LatencyModel, sizes: Sizes) -> None:
@@ -156,66 +105,51 @@ class CostModel:
         self.network = space.network
         self.latency = latency
         self.sizes = sizes
-        self._gene_of = {(gene.kind, gene.target): index for index, gene in enumerate(space.genes)}
-        self._memo: dict[Kernel, tuple[float, float, float]] = {}
-        self._prepare_activations()
-        self._prepare_latency()
-        self._prepare_bytes()
+        self.layout = Layout(space)
+        known = _Latencies(latency, choosable_kernels(self.network, space))
+        terms = [*self._kernel_terms(known), *self._tensor_terms(known), *self._layer_terms()]
+        fixed = Term.of(_bytes(np.array(float(sizes.fixed_bytes()))))
+        self._figures = Accumulated.of([fixed, *terms])
+        self._definitions = self._prepare_definitions()
 
     def __call__(self, genes: Genes) -> Cost:
         """genes: (n, len(space)) choice indices."""
         genes = np.atleast_2d(np.asarray(genes, dtype=np.int64))
-        n = len(genes)
-        int8, conversions = self._plan(genes)
-        latency, low, high = (np.zeros(n) for _ in range(3))
-        for index, lookup in self._kernel_tables:
-            position = lookup.position(genes)
-            row = int8[index].astype(np.int64) if lookup.values.shape[1] > 1 else 0
-            value = lookup.values[:, row, position]
-            latency += value[0]
-            low += value[1]
-            high += value[2]
-        size = np.full(n, float(self.sizes.fixed_bytes()))
-        for (source, step), happens in conversions.items():
-            lookup = self._conversion_tables[source, step]
-            value = lookup.values[:, 0, lookup.position(genes)] * happens
-            latency += value[0]
-            low += value[1]
-            high += value[2]
-        size += self._tensor_bytes(int8, conversions, n)
-        used: dict[str, tuple[int, NDArray[np.bool_]]] = {}
-        for layer in self._layer_tables:
-            decision = layer.decision(genes)
-            size += layer.bytes[decision, layer.shape.position(genes)]
-            for name, (amount, needed) in layer.functions.items():
-                present = needed[decision]
-                used[name] = (amount, used[name][1] | present if name in used else present)
-        for amount, present in used.values():
-            size += amount * present
+        figures = np.empty((len(genes), 4))
+        room = None
+        for start in range(0, len(genes), CHUNK):
+            part = slice(start, start + CHUNK)
+            columns = self.layout.columns(genes[part], room)
+            self._figures(columns, figures[part])
+            figures[part, 3] += self._definitions(columns)
+            room = columns if room is None else room
+        latency, low, high, size = figures.T
         return Cost(size, latency, low, high)
 
     def of_policy(self, policy: Policy) -> Cost:
         """Cost of any policy of the network, whether the space offers it or not; arrays of length 1."""
-        plan = plan_execution(self.network, policy)
-        kernels = [kernel for kernel, _ in network_kernels(self.network, policy)]
-        estimate = self.latency.predict(kernels)
-        size = self.sizes.fixed_bytes()
-        functions: dict[str, int] = {}
-        for layer in self.network.layers:
-            decision = policy.layer(layer.name)
-            out = np.array(
-                [layer.out_channels.count(policy) if not layer.groups > 1 or layer.depthwise else layer.weight_shape[0]]
-            )
-            size += int(self.sizes.layer_bytes(layer, decision, out, np.array([layer.weights(policy)]))[0])
-            functions |= self.sizes.function_bytes(layer, decision)
-        conversions = {step: np.ones(1, dtype=bool) for step in plan.conversions}
-        int8 = [np.array([p == "int8"]) for p in plan.precisions]
-        size += int(self._tensor_bytes(int8, conversions, 1)[0])
-        size += sum(functions.values())
+        estimate = self.latency.predict([kernel for kernel, _ in network_kernels(self.network, policy)])
         return Cost(
-            np.array([float(size)]),
+            np.array([float(self._policy_bytes(policy))]),
             *(np.array([values.sum() / 1000]) for values in (estimate.us, estimate.low_us, estimate.high_us)),
         )
+
+    def _policy_bytes(self, policy: Policy) -> int:
+        size = self.sizes.fixed_bytes()
+        definitions: dict[str, int] = {}
+        for layer in self.network.layers:
+            decision = policy.layer(layer.name)
+            counts = (np.array([channels.count(policy)]) for channels in (layer.in_channels, layer.out_channels))
+            size += int(self.sizes.layer_bytes(layer, decision, *layer_sizes(layer, *counts))[0])
+            definitions |= self.sizes.function_bytes(layer, decision)
+        plan = plan_execution(self.network, policy)
+        quantized = {source for source, step in plan.conversions if step == "quantize"}
+        for index, (node, precision) in enumerate(zip(self.network.kernels, plan.precisions, strict=True)):
+            if precision == "int8" and not (node.output and node.op == "linear"):
+                quantized.add(index)
+        dequantized = {source for source, step in plan.conversions if step == "dequantize"}
+        size += sum(map(self.sizes.tensor_bytes, quantized)) + sum(map(self.sizes.dequantize_bytes, dequantized))
+        return size + sum(definitions.values()) + (self.sizes.dequantize_function_bytes() if dequantized else 0)
 
     def per_kernel(self, policy: Policy) -> list[KernelCost]:
         """The kernels of a policy one by one, in execution order, conversions last."""
@@ -228,231 +162,161 @@ class CostModel:
             )
         ]
 
-    # --- which kernels run as int8 -------------------------------------------------------------------------------
+    # --- what each part adds to the figures (latency, its band, bytes) ----------------------------------------------
 
-    def _prepare_activations(self) -> None:
-        self._runs_int8: dict[str, tuple[int | None, NDArray[np.bool_]]] = {}
-        for layer in self.network.layers:
-            index, choices = self._decisions(layer.name)
-            self._runs_int8[layer.name] = (index, np.array([c.activation == "int8" for c in choices]))
-
-    def _decisions(self, layer: str) -> tuple[int | None, tuple[LayerPolicy, ...]]:
-        """Index of a layer's precision gene (None where it is fixed) and what it chooses from."""
-        index = self._gene_of.get(("quant", layer))
-        genes = self.space.genes if index is not None else self.space.fixed
-        for gene in genes:
-            if gene.kind == "quant" and gene.target == layer:
-                return index, tuple(c for c in gene.choices if isinstance(c, LayerPolicy))
-        return None, (FLOAT,)
-
-    def _plan(self, genes: Genes) -> tuple[list[NDArray[np.bool_]], dict[tuple[int, str], NDArray[np.bool_]]]:
-        """`network.plan_execution` for a population: per kernel (n,) booleans, and per possible conversion (n,)."""
-        n = len(genes)
-        stored: dict[int, NDArray[np.bool_]] = {NETWORK_INPUT: np.zeros(n, dtype=bool)}
-        int8: list[NDArray[np.bool_]] = []
-        conversions: dict[tuple[int, str], NDArray[np.bool_]] = {}
-        for index, node in enumerate(self.network.kernels):
+    def _kernel_terms(self, known: "_Latencies") -> list[Term]:
+        """Latency of each kernel, over its precision (for a layer: its decision) and the channels on both sides."""
+        terms = []
+        for node, flag in zip(self.network.kernels, self.layout.executed, strict=True):
+            if node.free:
+                continue
+            shapes = self.layout.kernel_shapes(node)
+            sizes = [dimension.size for dimension in shapes.dimensions]
+            by_precision = {
+                int8: known.over(kernels_over(node, "int8" if int8 else "fp32", shapes)).reshape(*sizes, 3)
+                for int8 in flag.values
+            }
             if node.layer is not None:
-                gene, flags = self._runs_int8[node.layer]
-                runs = flags[genes[:, gene]] if gene is not None else np.full(n, flags[0])
-            elif not node.output and node.int8 and node.inputs:
-                runs = np.logical_and.reduce([stored[source] for source in node.inputs])
+                which, choices = self.layout.decisions(node.layer)
+                values = [by_precision[choice.activation == "int8"] for choice in choices]
             else:
-                runs = np.zeros(n, dtype=bool)
-            int8.append(runs)
-            stored[index] = np.zeros(n, dtype=bool) if node.output and node.op == "linear" else runs
-            for source in node.inputs:
-                for step, happens in (("quantize", runs & ~stored[source]), ("dequantize", ~runs & stored[source])):
-                    if happens.any():
-                        key = (source, step)
-                        conversions[key] = conversions[key] | happens if key in conversions else happens
-            if node.output and stored[index].any():
-                conversions[index, "dequantize"] = stored[index]
-        return int8, conversions
+                which, values = flag.dimensions, [by_precision[int8] for int8 in flag.values]
+            stacked = np.stack(values) if which else values[0]
+            terms.append(Term.of(_latency(stacked), *which, *shapes.dimensions))
+        return terms
 
-    def _tensor_bytes(
-        self, int8: Sequence[NDArray[np.bool_]], conversions: Mapping[tuple[int, str], NDArray[np.bool_]], n: int
-    ) -> Floats:
-        """Bytes of what stands between the layers of n candidates, (n,)."""
-        size = np.zeros(n)
-        for source, quantized in self._quantized(int8, conversions).items():
-            size += self.sizes.tensor_bytes(source) * quantized
-        back = {source: happens for (source, step), happens in conversions.items() if step == "dequantize"}
-        for source, happens in back.items():
-            size += self.sizes.dequantize_bytes(source) * happens
-        if back:
-            size += self.sizes.dequantize_function_bytes() * np.logical_or.reduce(list(back.values()))
-        return size
+    def _tensor_terms(self, known: "_Latencies") -> list[Term]:
+        """What the precision of each tensor costs: bytes of its quantization, latency and bytes of its conversion."""
+        terms = []
+        for source, stored in self.layout.stored.items():
+            converted, axis = self.layout.converted[source], self.layout.result_axis(source)
+            figures = np.zeros((len(stored.values), len(converted.values), len(axis.counts), 4))
+            for i, is_int8 in enumerate(stored.values):
+                for j, happens in enumerate(converted.values):
+                    if happens:
+                        step = "dequantize" if is_int8 else "quantize"
+                        counts = axis.counts.tolist()
+                        kernels = [conversion_kernel(self.network, source, step, count) for count in counts]
+                        figures[i, j, :, :3] = known.over(kernels)
+                        figures[i, j, :, 3] += self.sizes.dequantize_bytes(source) if is_int8 else 0
+                    if is_int8 or happens:
+                        figures[i, j, :, 3] += self.sizes.tensor_bytes(source)
+            if figures.any():
+                dimensions = (*stored.dimensions, *converted.dimensions, *axis.dimensions)
+                sizes = [dimension.size for dimension in dimensions]
+                terms.append(self._by_decision(source, Term.of(figures.reshape(*sizes, 4), *dimensions)))
+        return terms
 
-    def _quantized(
-        self, int8: Sequence[NDArray[np.bool_]], conversions: Mapping[tuple[int, str], NDArray[np.bool_]]
-    ) -> dict[int, NDArray[np.bool_]]:
-        """Which tensors carry a quantization in the file: the results of integer kernels, and what is converted."""
-        result = {
-            index: runs
-            for index, (node, runs) in enumerate(zip(self.network.kernels, int8, strict=True))
-            if not (node.output and node.op == "linear")
-        }
-        for (source, step), happens in conversions.items():
-            if step == "quantize":
-                result[source] = result[source] | happens if source in result else happens
-        return result
+    def _by_decision(self, source: int, term: Term) -> Term:
+        """A term of a layer's result over the layer's decision instead of its precision, to merge with its others."""
+        layer = self.network.kernels[source].layer if source >= 0 else None
+        if layer is None or not self.layout.stored[source].dimensions:
+            return term
+        which, choices = self.layout.decisions(layer)
+        picked = term.values[[int(choice.activation == "int8") for choice in choices]]
+        return Term.of(picked, *which, *term.dimensions[1:])
 
-    # --- tables ---------------------------------------------------------------------------------------------------
+    def _layer_terms(self) -> list[Term]:
+        """Bytes of each layer over its decision, its sparsity and the channels on both sides."""
+        terms = []
+        for layer in self.network.layers:
+            dimensions, decisions = self._full_decisions(layer)
+            shapes = self.layout.layer_shapes(layer)
+            counts = layer_sizes(layer, shapes.inputs, shapes.outputs)
+            amounts = np.stack([self.sizes.layer_bytes(layer, decision, *counts) for decision in decisions])
+            over = (*dimensions, *shapes.dimensions)
+            terms.append(Term.of(_bytes(amounts.reshape([dimension.size for dimension in over])), *over))
+        return terms
 
-    def _lookup(self, groups: Sequence[str], kernels: Callable[[Policy], Sequence[Kernel]]) -> "_Lookup":
-        """Latencies of one or two kernels over all combinations of the channels that `groups` keep."""
-        genes = [(self._gene_of.get(("channels", g)), _choices(self.space, g)) for g in groups]
-        total = int(np.prod([len(choices) for _, choices in genes])) if genes else 1
-        if total > _MOST_COMBINATIONS:
-            return self._coarse_lookup(groups, genes, kernels)
-        rows = [kernels(Policy(channels=kept)) for kept in _combinations(self.space, groups)]
-        values = np.array([[self._scores(k) for k in row] for row in rows])  # (combinations, precisions, 3)
-        return _Lookup.over(genes, values.transpose(2, 1, 0))
+    def _full_decisions(self, layer: LayerSpec) -> tuple[tuple[Dimension, ...], list[LayerPolicy]]:
+        """Every decision about a layer, in the order of a table over the dimensions."""
+        which, choices = self.layout.decisions(layer.name)
+        sparse, sparsities = self.layout.sparsities(layer.name)
+        full = [LayerPolicy(c.weight_bits, c.activation, sparsity) for c in choices for sparsity in sparsities]
+        return (*which, *sparse), full
 
-    def _coarse_lookup(self, groups, genes, kernels) -> "_Lookup":  # type: ignore[no-untyped-def]
-        """For a kernel fed by many groups (dense concatenations): a table over the share of channels kept."""
-        steps = 33
-        rows = []
-        for share in np.linspace(0, 1, steps):
-            kept = {g: c[round(share * (len(c) - 1))] for g, (_, c) in zip(groups, genes, strict=True)}
-            rows.append([self._scores(k) for k in kernels(Policy(channels=kept))])
-        return _Lookup.averaged(genes, np.array(rows).transpose(2, 1, 0), steps)
-
-    def _scores(self, kernel: Kernel) -> tuple[float, float, float]:
-        return self._memo[kernel]
-
-    def _prepare_latency(self) -> None:
-        nodes = [(i, node) for i, node in enumerate(self.network.kernels) if not node.free]
-        wanted = choosable_kernels(self.network, self.space)
-        # Kernels of fixed groups and of every conversion that may happen are asked for at once: one prediction.
-        estimate = self.latency.predict(wanted)
-        scores = np.stack([estimate.us, estimate.low_us, estimate.high_us], axis=1) / 1000
-        self._memo = _Memo(self.latency, dict(zip(wanted, map(tuple, scores.tolist()), strict=True)))
-        self._kernel_tables = [(i, self._lookup(_groups_of(node), self._node_kernels(node))) for i, node in nodes]
-        self._conversion_tables = {
-            (source, step): self._lookup(
-                _result_shape(self.network, source)[0].groups,
-                lambda policy, source=source, step=step: [_conversion(self.network, source, step, policy)],  # type: ignore[misc]
-            )
-            for source in range(-1, len(self.network.kernels))
-            for step in ("quantize", "dequantize")
-        }
-
-    @staticmethod
-    def _node_kernels(node: KernelNode) -> Callable[[Policy], Sequence[Kernel]]:
-        if node.int8:
-            return lambda policy: [node.kernel("fp32", policy), node.kernel("int8", policy)]
-        return lambda policy: [node.kernel("fp32", policy)]
-
-    def _prepare_bytes(self) -> None:
-        self._layer_tables = [self._layer_table(layer) for layer in self.network.layers]
-
-    def _layer_table(self, layer: LayerSpec) -> "_LayerTable":
-        quant_gene, decisions = self._decisions(layer.name)
-        sparsity_gene = self._gene_of.get(("sparsity", layer.name))
-        sparsities: tuple[float, ...] = (0.0,)
-        for gene in self.space.genes if sparsity_gene is not None else self.space.fixed:
-            if gene.kind == "sparsity" and gene.target == layer.name:
-                sparsities = tuple(float(c) for c in gene.choices if not isinstance(c, LayerPolicy))
-        full = [LayerPolicy(d.weight_bits, d.activation, s) for d in decisions for s in sparsities]
-        groups = tuple(dict.fromkeys((*layer.in_channels.groups, *layer.out_channels.groups)))
-        if layer.groups > 1:
-            groups = layer.out_channels.groups
-        genes = [(self._gene_of.get(("channels", g)), _choices(self.space, g)) for g in groups]
-        total = int(np.prod([len(choices) for _, choices in genes])) if genes else 1
-        coarse = total > _MOST_COMBINATIONS
-        if coarse:
-            kept = [
-                {g: c[round(share * (len(c) - 1))] for g, (_, c) in zip(groups, genes, strict=True)}
-                for share in np.linspace(0, 1, 33)
-            ]
-        else:
-            kept = list(_combinations(self.space, groups))
-        policies = [Policy(channels=k) for k in kept]
-        out = np.array([layer.shape(p)[0] for p in policies], dtype=np.int64)
-        weights = np.array([layer.weights(p) for p in policies], dtype=np.int64)
-        table = np.stack([self.sizes.layer_bytes(layer, d, out, weights) for d in full]).astype(float)
-        shape = (
-            _Lookup.averaged(genes, np.zeros((1, 1, 33)), 33)
-            if coarse
-            else _Lookup.over(genes, np.zeros((1, 1, len(out))))
-        )
-        functions: dict[str, tuple[int, NDArray[np.bool_]]] = {}
-        for position, decision in enumerate(full):
-            for name, amount in self.sizes.function_bytes(layer, decision).items():
-                functions.setdefault(name, (amount, np.zeros(len(full), dtype=bool)))[1][position] = True
-        return _LayerTable(quant_gene, sparsity_gene, len(sparsities), table, shape, functions)
+    def _prepare_definitions(self) -> "_Definitions":
+        """Which shared definitions each decision and each conversion needs."""
+        needs: list[tuple[tuple[Dimension, ...], list[Mapping[str, int]]]] = []
+        for layer in self.network.layers:
+            dimensions, decisions = self._full_decisions(layer)
+            needs.append((dimensions, [self.sizes.function_bytes(layer, decision) for decision in decisions]))
+        dequantize = {"": self.sizes.dequantize_function_bytes()}
+        for source, stored in self.layout.stored.items():
+            converted = self.layout.converted[source]
+            both = [a and b for a in stored.values for b in converted.values]
+            if any(both):
+                needs.append((
+                    (*stored.dimensions, *converted.dimensions), [dequantize if needed else {} for needed in both]
+                ))  # fmt: skip
+        return _Definitions.of(needs)
 
 
-class _Memo(dict[Kernel, tuple[float, float, float]]):
-    """Scores of kernels; one that was not foreseen is asked for when it is needed."""
+def _latency(values: Floats) -> Floats:
+    """(…, 3) → (…, 4): latency with its band, and no bytes."""
+    return np.concatenate([values, np.zeros((*values.shape[:-1], 1))], axis=-1)
 
-    def __init__(self, latency: LatencyModel, known: Mapping[Kernel, tuple[float, ...]]) -> None:
-        super().__init__({k: (v[0], v[1], v[2]) for k, v in known.items()})
-        self.latency = latency
 
-    def __missing__(self, kernel: Kernel) -> tuple[float, float, float]:
-        estimate = self.latency.predict([kernel])
-        score = (float(estimate.us[0]) / 1000, float(estimate.low_us[0]) / 1000, float(estimate.high_us[0]) / 1000)
-        self[kernel] = score
-        return score
+def _bytes(values: Floats | Ints) -> Floats:
+    """(…) → (…, 4): bytes, and no latency."""
+    figures = np.zeros((*values.shape, 4))
+    figures[..., 3] = values
+    return figures
+
+
+class _Latencies:
+    """Milliseconds of kernels with the ends of their band: the foreseen ones at once, any other when it is needed."""
+
+    def __init__(self, latency: LatencyModel, kernels: Sequence[Kernel]) -> None:
+        self._latency = latency
+        self._known: dict[Kernel, tuple[float, float, float]] = {}
+        self._ask(kernels)
+
+    def _ask(self, kernels: Sequence[Kernel]) -> None:
+        for start in range(0, len(kernels), _BATCH):
+            batch = kernels[start : start + _BATCH]
+            estimate = self._latency.predict(batch)
+            figures = np.stack([estimate.us, estimate.low_us, estimate.high_us], axis=1) / 1000
+            self._known |= zip(batch, map(tuple, figures.tolist()), strict=True)
+
+    def over(self, kernels: Sequence[Kernel]) -> Floats:
+        """(n, 3). What was not foreseen is no candidate's and must not be read: NaN."""
+        never = (np.nan, np.nan, np.nan)
+        return np.array([self._known.get(kernel, never) for kernel in kernels])
 
 
 @dataclass(frozen=True)
-class _Lookup:
-    """Where in a table a candidate stands: a mixed-radix number of the channel genes that matter to it.
+class _Definitions:
+    """Bytes of the definitions that a file needs, each once however many layers call it.
 
-    values: (figures, precisions, combinations).
+    needed: which of them, a bit each, in words of 64 bits. amounts: (bytes of the words, 256), how many bytes of
+    definitions each value of a byte stands for.
     """
 
-    genes: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int
-    values: Floats
-    spans: tuple[int, ...] = ()
-    steps: int = 0
+    needed: Accumulated
+    amounts: Floats
 
     @classmethod
-    def over(cls, genes: Sequence[tuple[int | None, tuple[int, ...]]], values: Floats) -> "_Lookup":
-        strides, stride = [], 1
-        for _, choices in reversed(genes):
-            strides.append(stride)
-            stride *= len(choices)
-        strides.reverse()
-        varied = [(gene, s) for (gene, _), s in zip(genes, strides, strict=True) if gene is not None]
-        return cls(tuple(g for g, _ in varied), tuple(s for _, s in varied), 0, values)
+    def of(cls, needs: Sequence[tuple[tuple[Dimension, ...], list[Mapping[str, int]]]]) -> "_Definitions":
+        """needs: per part of the network, the definitions (name → bytes) for each row of a table over dimensions."""
+        amounts = {name: amount for _, choices in needs for choice in choices for name, amount in choice.items()}
+        names = [*amounts]
+        words = len(names) // 64 + 1
+        terms = []
+        for dimensions, choices in needs:
+            bits = np.array([[name in choice for name in names] for choice in choices], dtype=bool)
+            padded = np.pad(bits, ((0, 0), (0, 64 * words - len(names))))
+            masks = np.packbits(padded, axis=1, bitorder="little").view(np.uint64)
+            terms.append(Term.of(masks.reshape(*(dimension.size for dimension in dimensions), words), *dimensions))
+        of_bits = np.pad([float(amounts[name]) for name in names], (0, 64 * words - len(names))).reshape(-1, 8)
+        bits_of_byte = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+        return cls(Accumulated.of(terms, np.bitwise_or), of_bits @ bits_of_byte.T)
 
-    @classmethod
-    def averaged(cls, genes: Sequence[tuple[int | None, tuple[int, ...]]], values: Floats, steps: int) -> "_Lookup":
-        varied = [(gene, len(choices) - 1) for gene, choices in genes if gene is not None and len(choices) > 1]
-        return cls(tuple(g for g, _ in varied), (), 0, values, tuple(s for _, s in varied), steps)
-
-    def position(self, genes: Genes) -> Ints:
-        if self.steps:
-            share = np.mean([genes[:, g] / span for g, span in zip(self.genes, self.spans, strict=True)], axis=0)
-            return np.asarray(np.rint(share * (self.steps - 1)), dtype=np.int64)
-        where = np.full(len(genes), self.offset, dtype=np.int64)
-        for gene, stride in zip(self.genes, self.strides, strict=True):
-            where += genes[:, gene] * stride
-        return where
-
-
-@dataclass(frozen=True)
-class _LayerTable:
-    """Bytes of one layer: (decisions, combinations), and the definitions each decision needs."""
-
-    quant_gene: int | None
-    sparsity_gene: int | None
-    sparsities: int
-    bytes: Floats
-    shape: _Lookup
-    functions: dict[str, tuple[int, NDArray[np.bool_]]]
-
-    def decision(self, genes: Genes) -> Ints:
-        where = np.zeros(len(genes), dtype=np.int64)
-        if self.quant_gene is not None:
-            where += genes[:, self.quant_gene] * self.sparsities
-        if self.sparsity_gene is not None:
-            where += genes[:, self.sparsity_gene]
-        return where
+    def __call__(self, columns: Columns) -> Floats:
+        """columns: (width, n). Bytes, (n,)."""
+        masks = self.needed(columns, np.empty((columns.shape[1], len(self.amounts) // 8), np.uint64))
+        size = np.zeros(len(masks))
+        for amounts, values in zip(self.amounts, masks.view(np.uint8).T, strict=True):
+            if amounts.any():
+                size += amounts[values]
+        return size

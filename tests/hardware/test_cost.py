@@ -10,14 +10,15 @@ from roofline import Roofline, true_us
 
 from autocomp.export.size import FileSizes
 from autocomp.export.writer import OnnxWriter
-from autocomp.hardware import cost as cost_module
-from autocomp.hardware.cost import CostModel, choosable_kernels, network_kernels
+from autocomp.hardware import choices
+from autocomp.hardware.choices import Layout, choosable_kernels
+from autocomp.hardware.cost import CostModel, network_kernels
 from autocomp.network import NETWORK_INPUT, plan_execution
 from autocomp.policy import FLOAT, INT8, LayerPolicy, Policy
 from autocomp.space import SearchSpace, SpaceOptions
 
 KINDS = (networks.Residual, networks.Concatenated, networks.Grouped, networks.SqueezeExcite, networks.Signal,
-         networks.Transformer, networks.Shuffled)  # fmt: skip
+         networks.Transformer, networks.Shuffled, networks.Dense)  # fmt: skip
 OPTIONS = SpaceOptions(weight_bits=(2, 3, 4, 8, None), channel_multiple=4)
 _MODELS: dict[type, CostModel] = {}
 
@@ -49,12 +50,18 @@ def test_a_population_costs_what_its_members_cost(kind):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_the_plan_of_a_population_is_that_of_its_members(kind):
     costs = model(kind)
-    genes = random_genes(costs.space, 40, seed=2)
-    int8, conversions = costs._plan(genes)
+    layout, genes = costs.layout, random_genes(costs.space, 40, seed=2)
+    columns = layout.columns(genes)
     for row, vector in enumerate(genes):
         plan = plan_execution(costs.network, costs.space.decode(vector))
-        assert tuple("int8" if runs[row] else "fp32" for runs in int8) == plan.precisions
-        assert {key for key, happens in conversions.items() if happens[row]} == set(plan.conversions)
+        executed = [bool(columns[flag.column, row]) for flag in layout.executed]
+        assert tuple("int8" if int8 else "fp32" for int8 in executed) == plan.precisions
+        converted = {
+            (source, "dequantize" if columns[layout.stored[source].column, row] else "quantize")
+            for source, flag in layout.converted.items()
+            if columns[flag.column, row]
+        }
+        assert converted == set(plan.conversions)
 
 
 def test_a_latency_worked_by_hand():
@@ -145,13 +152,30 @@ def test_a_definition_counts_once_a_file():
     assert more < 0  # 128 bytes for 1,024, and no second definition of 4-bit weights
 
 
-def test_a_kernel_of_many_groups_is_tabulated_by_the_share_that_is_kept(monkeypatch):
-    exact = model(networks.Concatenated)
-    monkeypatch.setattr(cost_module, "_MOST_COMBINATIONS", 10)
-    coarse = CostModel(exact.space, Roofline(), exact.sizes)
-    ends = np.stack([exact.space.smallest, exact.space.largest])
-    np.testing.assert_allclose(coarse(ends).latency_ms, exact(ends).latency_ms, rtol=1e-9)
-    np.testing.assert_array_equal(coarse(ends).size_bytes, exact(ends).size_bytes)
+def test_more_sums_of_channels_than_positions_are_rounded_up(monkeypatch):
+    exact = model(networks.Dense)
+    monkeypatch.setattr(choices, "MOST_POSITIONS", 12)
+    rough = CostModel(exact.space, Roofline(), exact.sizes)
+    genes = random_genes(exact.space, 200, seed=6)
+    for figure in ("latency_ms", "size_bytes"):
+        ratio = getattr(rough(genes), figure) / getattr(exact(genes), figure)
+        assert ratio.min() >= 1 - 1e-12
+        assert 1.0001 < ratio.max() < 1 + 12 / 32  # a sum of at least 32 is raised by less than a step
+    last = [node for node in exact.network.kernels if node.op == "conv"][-1]
+    # The stem keeps 8 to 24 channels, six stages 4 to 20 each; of 29 sums in steps of 4, every third is tabulated.
+    counts = Layout(exact.space).axis(last.in_channels).counts
+    assert counts.tolist() == [32, 44, 56, 68, 80, 92, 104, 116, 128, 140, 144]
+
+
+def test_sums_of_channels_worked_by_hand():
+    costs = model(networks.Concatenated)
+    concat = next(node for node in costs.network.kernels if node.op == "concat")
+    axis = costs.layout.axis(concat.out_channels)
+    # left keeps 4, 8, 12 or 16, right 4 or 8.
+    assert axis.counts.tolist() == [8, 12, 16, 20, 24]
+    assert axis.reachable.all()
+    genes = np.stack([costs.space.smallest, costs.space.largest])
+    assert costs.layout.columns(genes)[axis.column].tolist() == [0, 4]
 
 
 def test_the_networks_input_is_quantized_once():
