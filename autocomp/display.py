@@ -42,8 +42,11 @@ class Display(Protocol):
         """A step begins. name: what is being done ("training the float network"). total: steps of `advance`."""
         ...
 
-    def advance(self, done: int) -> None:
-        """`done` of the phase's total steps are behind us (not: that many more)."""
+    def advance(self, done: int, seconds_left: float | None = None) -> None:
+        """`done` of the phase's total steps are behind us (not: that many more).
+
+        seconds_left: until all ends, where it is known better than from the steps so far.
+        """
         ...
 
     def trial(self, entry: Entry, state: SearchState) -> None:
@@ -67,7 +70,7 @@ class QuietDisplay:
     def phase(self, name: str, total: int | None = None, detail: str = "") -> None:
         pass
 
-    def advance(self, done: int) -> None:
+    def advance(self, done: int, seconds_left: float | None = None) -> None:
         pass
 
     def trial(self, entry: Entry, state: SearchState) -> None:

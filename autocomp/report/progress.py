@@ -60,12 +60,17 @@ class _Watch:
         self.phase_began = self.began
         self.state: SearchState | None = None
         self.state_at = self.began
+        self.ends_at: float | None = None
         self.reason = ""
 
     def phase(self, name: str, total: int | None, detail: str) -> None:
         self.name, self.total, self.detail = name, total, detail
-        self.done, self.state = 0, None
+        self.done, self.state, self.ends_at = 0, None, None
         self.phase_began = time.monotonic()
+
+    def advance(self, done: int, seconds_left: float | None) -> None:
+        self.done = done
+        self.ends_at = None if seconds_left is None else time.monotonic() + seconds_left
 
     def trial(self, entry: Entry, state: SearchState) -> None:
         self.state, self.state_at = state, time.monotonic()
@@ -80,11 +85,13 @@ class _Watch:
 
     @property
     def seconds_left(self) -> float | None:
-        """Left in this phase: what the search says, else what the steps behind us took."""
+        """Left in this phase: what the search or whoever advances says, else what the steps behind us took."""
         if self.state is not None:
             if self.state.seconds_left is None:
                 return None
             return max(0.0, self.state.seconds_left - (time.monotonic() - self.state_at))
+        if self.ends_at is not None:
+            return max(0.0, self.ends_at - time.monotonic())
         if self.total and 0 < self.done < self.total:
             return self.phase_seconds / self.done * (self.total - self.done)
         return None
@@ -112,8 +119,8 @@ class LiveDisplay:
         self._close_phase()
         self._watch.phase(name, total, detail)
 
-    def advance(self, done: int) -> None:
-        self._watch.done = done
+    def advance(self, done: int, seconds_left: float | None = None) -> None:
+        self._watch.advance(done, seconds_left)
 
     def trial(self, entry: Entry, state: SearchState) -> None:
         self._watch.trial(entry, state)
@@ -195,8 +202,8 @@ class PlainDisplay:
         self._line(name + (f" ({detail})" if detail else ""))
         self._printed_at = time.monotonic()
 
-    def advance(self, done: int) -> None:
-        self._watch.done = done
+    def advance(self, done: int, seconds_left: float | None = None) -> None:
+        self._watch.advance(done, seconds_left)
         self._maybe()
 
     def trial(self, entry: Entry, state: SearchState) -> None:

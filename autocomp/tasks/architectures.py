@@ -36,11 +36,15 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """make: (width, classes) → module. side: of the square RGB input that the network was published for, in pixels."""
+    """make: (width, classes) → module. side: of the square RGB input that the network was published for, in pixels.
+
+    space: name of the search space that is meant for it.
+    """
 
     make: Callable[[float, int], nn.Module]
     side: int
     classes: int
+    space: str = "default"
 
 
 class _Classifier(nn.Module):
@@ -199,9 +203,9 @@ ARCHITECTURES = {
     "resnet18": Architecture(_resnet(_imagenet_stem, [64, 128, 256, 512], 2), 224, 1000),
     "resnet20": Architecture(_resnet(_cifar_stem, [16, 32, 64], 3), 32, 10),
     "squeezenet": Architecture(_SqueezeNet, 224, 1000),
-    "efficientnet_lite0": Architecture(_efficientnet_lite(1.0, 1.0), 224, 1000),
-    "efficientnet_lite1": Architecture(_efficientnet_lite(1.0, 1.1), 240, 1000),
-    "efficientnet_lite2": Architecture(_efficientnet_lite(1.1, 1.2), 260, 1000),
+    "efficientnet_lite0": Architecture(_efficientnet_lite(1.0, 1.0), 224, 1000, "efficientnet_lite"),
+    "efficientnet_lite1": Architecture(_efficientnet_lite(1.0, 1.1), 240, 1000, "efficientnet_lite"),
+    "efficientnet_lite2": Architecture(_efficientnet_lite(1.1, 1.2), 260, 1000, "efficientnet_lite"),
 }
 
 

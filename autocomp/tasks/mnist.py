@@ -60,10 +60,15 @@ def splits(resolution: int = 32) -> tuple[Data, Data, Data]:
     return train, validation, test
 
 
+def untrained(spec: MobileNetV2Spec) -> MobileNetV2:
+    """The network for one grey channel and ten digits, weights drawn by torch's generator."""
+    return MobileNetV2(spec, in_channels=1, classes=10)
+
+
 def baseline(spec: MobileNetV2Spec, train: Data, progress: Any) -> nn.Module:
     """The float network, trained once and cached by a digest of everything that shapes it."""
     torch.manual_seed(int(TRAINING["seed"]))
-    network = MobileNetV2(spec, train.inputs.shape[1], 10)
+    network = untrained(spec)
     path = _cache_path(spec, train)
     if path.is_file():
         network.load_state_dict(load_file(path))
