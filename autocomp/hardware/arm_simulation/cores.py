@@ -64,18 +64,24 @@ _ARMV8_0 = "fp asimd evtstrm crc32 cpuid"
 _ARMV8_2 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 
 # Scales: ncnn's whole networks, counted and priced by this same pipeline, against the single-thread times in ncnn's
-# benchmark/README.md. The models of LLVM are those that came nearest: neoverse-n1 is the A76's server twin, and
-# cortex-a57 the A72's predecessor.
+# benchmark/README.md. experiments/arm_calibration prints those of the A72 and the A53; the A76's is an earlier study's.
+# The models of LLVM are those that came nearest: neoverse-n1 is the A76's server twin, cortex-a57 the A72's
+# predecessor, and cortex-a55 the A53's successor (LLVM's model of the A53 itself is 2 to 4 times too slow on floats).
 # Bandwidth, Raspberry Pi 5: tinymembench copies 4.9 to 5.7 GB/s (github.com/geerlingguy/sbc-reviews, issue 21), which
-# moves twice that over the bus; 10 GB/s of pure reading is assumed. RK3399: 5 GB/s is assumed.
+# moves twice that over the bus; 10 GB/s of pure reading is assumed. The 5 and 2.5 GB/s of the older boards are
+# assumptions: half of it for each generation before.
 _CORES = (
     Core(
         "cortex-a76", "Raspberry Pi 5", 0xD0B, _ARMV8_2, qemu_cpu="cortex-a76", mca_cpu="neoverse-n1",
         clock_ghz=2.4, scale=1.17, scale_error=0.13, read_gb_per_s=10.0,
     ),
     Core(
-        "cortex-a72", "RK3399", 0xD08, _ARMV8_0, qemu_cpu="cortex-a72", mca_cpu="cortex-a57",
-        clock_ghz=1.8, scale=1.50, scale_error=0.13, read_gb_per_s=5.0,
+        "cortex-a72", "Raspberry Pi 4", 0xD08, _ARMV8_0, qemu_cpu="cortex-a72", mca_cpu="cortex-a57",
+        clock_ghz=1.8, scale=1.58, scale_error=0.14, read_gb_per_s=5.0,
+    ),
+    Core(
+        "cortex-a53", "Raspberry Pi 3 B+", 0xD03, _ARMV8_0, qemu_cpu="cortex-a53", mca_cpu="cortex-a55",
+        clock_ghz=1.4, scale=1.32, scale_error=0.21, read_gb_per_s=2.5,
     ),
 )  # fmt: skip
 
