@@ -43,13 +43,16 @@ class _Network:
         self._add("Pooling", [self.tail], f"0=0 1={window} 2={stride}")
 
     def classify(self, classes: int = 1000) -> None:
-        """Mean over the positions, and a fully-connected layer."""
-        self._add("Pooling", [self.tail], "0=1 4=1")
+        self.mean()
         self.dense(self.channels, classes, relu=False)
 
     def dense(self, inputs: int, out: int, relu: bool = True) -> None:
         self._add("InnerProduct", [self.tail], f"0={out} 1=1 2={inputs * out} 9={relu:d}")
         self.channels = out
+
+    def mean(self) -> None:
+        """Mean over the positions."""
+        self._add("Pooling", [self.tail], "0=1 4=1")
 
     def split(self) -> tuple[str, str]:
         first, second = self._add("Split", [self.tail], "", outputs=2)
@@ -132,7 +135,7 @@ def squeezenet() -> _Network:
         net.concat(left)
         net.channels = 2 * expanded
     net.conv(1000, 1)
-    net._add("Pooling", [net.tail], "0=1 4=1")
+    net.mean()
     return net
 
 
