@@ -103,7 +103,8 @@ class FileSizes:
         else:
             name, is_output = self.traced.tensors[kernel], self.traced.spec.kernels[kernel].output
             shares_zero = self._behind_relu(kernel)
-        parts.quantize_dequantize(kernel, name, TensorRange(0.1, 0 if shares_zero else 255), is_output=is_output)
+        parts.quantize(kernel, name, TensorRange(0.1, 0 if shares_zero else 255), is_output=is_output)
+        parts.dequantize(kernel, name if is_output else "")
         if name in self._flattened:
             parts.quantize_dequantize_flatten(kernel, name, TensorRange(0.1, 255))
         total = sum(field_bytes(node) for nodes in parts.after.values() for node in nodes)
@@ -122,7 +123,7 @@ class FileSizes:
 
     def dequantize_bytes(self, kernel: int) -> int:
         parts = Parts()
-        parts.quantize_dequantize(kernel, "x", TensorRange(0.1, 255), is_output=False)
+        parts.quantize(kernel, "x", TensorRange(0.1, 255), is_output=False)
         parts.plain_dequantize(kernel)
         return field_bytes(parts.after["x"][-1])
 

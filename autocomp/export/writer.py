@@ -19,7 +19,7 @@ from autocomp.export.functions import (
     weight_inputs,
 )
 from autocomp.export.packing import Packing, choose_packing, pack_codes, pack_plane, padded
-from autocomp.network import LAYER_OPS, NETWORK_INPUT
+from autocomp.network import NETWORK_INPUT
 
 PRODUCER = "autocomp"
 
@@ -160,10 +160,10 @@ class OnnxWriter:
             for name in node.input:
                 readers.setdefault(name, []).append(node)
         outputs = {value.name for value in graph.output}
-        sandwiched = {
+        integer_readers = {
             id(node)
-            for k, kernel in enumerate(kernels)
-            if kernel.op in LAYER_OPS and execution.precisions[k] == "fp32" and k in network.ranges
+            for k, precision in enumerate(execution.precisions)
+            if precision == "int8"
             for node in self._entry_nodes(k, nodes_by_output)
         }
         for index in sorted(network.ranges):
@@ -171,19 +171,17 @@ class OnnxWriter:
             is_float = index == NETWORK_INPUT or execution.precisions[index] == "fp32"
             consumers = readers.get(name, [])
             if is_float:
-                integer = [k for k, p in enumerate(execution.precisions) if p == "int8" and index in kernels[k].inputs]
-                wanted = {id(n) for k in integer for n in self._entry_nodes(k, nodes_by_output)}
-                consumers = [n for n in consumers if id(n) in wanted]
+                consumers = [n for n in consumers if id(n) in integer_readers]
             if not consumers and name not in outputs:
                 continue
-            dequantized = parts.quantize_dequantize(index, name, network.ranges[index], is_output=name in outputs)
+            parts.quantize(index, name, network.ranges[index], is_output=name in outputs)
             if name in outputs:
                 # The graph output keeps its name: what produced it now writes to another one.
                 nodes_by_output[name].output[0] = f"{name}_raw"
+                parts.dequantize(index, name)
             for node in consumers:
-                reads = dequantized
-                if id(node) in sandwiched:
-                    reads = parts.plain_dequantize(index)
+                integer = id(node) in integer_readers
+                reads = parts.dequantize(index) if integer else parts.plain_dequantize(index)
                 for position, source in enumerate(node.input):
                     if source == name:
                         node.input[position] = reads
@@ -255,6 +253,7 @@ class Parts:
         self.prologue: list[NodeProto] = []
         self.after: dict[str, list[NodeProto]] = {}
         self.functions: dict[str, onnx.FunctionProto] = {}
+        self._behind: dict[int, list[NodeProto]] = {}
 
     def store(self, name: str, array: np.ndarray) -> str:
         self.initializers.append(raw_tensor(name, array))
@@ -304,18 +303,26 @@ class Parts:
         self.prologue.append(helper.make_node(function.name, inputs if integer else [stored], [name], domain=DOMAIN))
         return name
 
-    def quantize_dequantize(self, index: int, name: str, range: TensorRange, is_output: bool) -> str:
-        """Add a QuantizeLinear / DequantizeLinear pair behind tensor `name`; returns the name of the result."""
+    def quantize(self, index: int, name: str, range: TensorRange, is_output: bool) -> None:
+        """Add a QuantizeLinear behind tensor `name`. A network's output is quantized ahead of the tensor of that name."""
         scale = self.store(_scale_name(index), np.array(range.scale, np.float32))
         zero = f"z{range.zero_point}"
         if all(i.name != zero for i in self.initializers):
             self.store(zero, np.array(range.zero_point, np.uint8))
-        source = f"{name}_raw" if is_output else name
-        result = name if is_output else f"d{index + 1}"
-        self.after[source] = [
-            helper.make_node("QuantizeLinear", [source, scale, zero], [f"q{index + 1}"]),
-            helper.make_node("DequantizeLinear", [f"q{index + 1}", scale, zero], [result]),
+        self._behind[index] = self.after[f"{name}_raw" if is_output else name] = [
+            helper.make_node("QuantizeLinear", [f"{name}_raw" if is_output else name, scale, zero], [f"q{index + 1}"])
         ]
+
+    def dequantize(self, index: int, result: str = "") -> str:
+        """Dequantize what `quantize` made, by the operator that integer kernels are fused with; returns its name.
+
+        Only where something reads it: the runtime executes operators whose results nobody reads.
+        """
+        result = result or f"d{index + 1}"
+        nodes = self._behind[index]
+        if all(node.output[0] != result for node in nodes):
+            _, scale, zero = nodes[0].input
+            nodes.append(helper.make_node("DequantizeLinear", [nodes[0].output[0], scale, zero], [result]))
         return result
 
     def quantize_dequantize_flatten(self, index: int, name: str, range: TensorRange) -> str:
@@ -328,17 +335,20 @@ class Parts:
         return f"f{index + 1}"
 
     def plain_dequantize(self, index: int) -> str:
-        """Dequantize the result of a kernel by arithmetic, for a float layer between integer ones.
+        """Dequantize the result of a kernel by arithmetic, once for all its float readers.
 
-        Between DequantizeLinear and QuantizeLinear the runtime would quantize the layer's float weights by itself, to
-        8 bits per tensor, and run it as an integer kernel that nobody asked for.
+        Between DequantizeLinear and QuantizeLinear the runtime would quantize a layer's float weights by itself, to
+        8 bits per tensor, and run it as an integer kernel that nobody asked for. It also duplicates a
+        DequantizeLinear for each reader, and puts another pair of both behind it where it moves a transposition
+        past it (ahead of a float addition, say): four passes over the tensor where one was asked for.
         """
         result = f"e{index + 1}"
-        pair = next(nodes for nodes in self.after.values() if nodes[0].output[0] == f"q{index + 1}")
-        if len(pair) == 2:
+        nodes = self._behind[index]
+        if all(node.output[0] != result for node in nodes):
             function = plain_dequantize_function()
             self.functions.setdefault(function.name, function)
-            pair.append(helper.make_node(function.name, pair[1].input, [result], domain=DOMAIN))
+            _, scale, zero = nodes[0].input
+            nodes.append(helper.make_node(function.name, [nodes[0].output[0], scale, zero], [result], domain=DOMAIN))
         return result
 
 
