@@ -153,7 +153,7 @@ class OnnxWriter:
 
     def _quantize_tensors(self, graph: GraphProto, network: CompressedNetwork, parts: "Parts") -> None:
         """Put QuantizeLinear → DequantizeLinear behind every tensor that has a range of its own."""
-        execution, kernels = network.execution, self.traced.spec.kernels
+        execution = network.execution
         nodes_by_output = {name: node for node in graph.node for name in node.output}
         readers: dict[str, list[NodeProto]] = {}
         for node in graph.node:
@@ -304,7 +304,7 @@ class Parts:
         return name
 
     def quantize(self, index: int, name: str, range: TensorRange, is_output: bool) -> None:
-        """Add a QuantizeLinear behind tensor `name`. A network's output is quantized ahead of the tensor of that name."""
+        """Add a QuantizeLinear behind tensor `name`; an output of the network is quantized ahead of it."""
         scale = self.store(_scale_name(index), np.array(range.scale, np.float32))
         zero = f"z{range.zero_point}"
         if all(i.name != zero for i in self.initializers):
