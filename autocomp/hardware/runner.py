@@ -40,7 +40,7 @@ BATCH = 20
 
 #: Files of a bundle, and what measuring adds to them.
 MANIFEST, MODELS, RESULTS = "manifest.json", "kernels.zip", "results.jsonl"
-_WEIGHTS, _MODEL = "weights.bin", "model.onnx"
+WEIGHTS, _MODEL = "weights.bin", "model.onnx"
 FORMAT = 1
 
 Key = TypeVar("Key")
@@ -268,7 +268,7 @@ class Bundle:
             self._models = zipfile.ZipFile(folder / MODELS)
         except (OSError, zipfile.BadZipFile):
             raise Fault(f"{folder / MODELS} is missing or damaged: copy the whole bundle again") from None
-        weights = folder / _WEIGHTS
+        weights = folder / WEIGHTS
         wanted = sum(region["bytes"] for region in self.manifest["weights"])
         if not weights.exists() or weights.stat().st_size != wanted:
             write_weights(weights, self.manifest["weights"])

@@ -40,14 +40,18 @@ class Reach:
         return choosable_kernels(self.network, self.space)
 
     def between(self, networks: int, seed: int = 0) -> list[Kernel]:
-        """Kernels of so many networks with any channel counts, odd ones too, down to a quarter; mixed precision."""
-        rng = np.random.default_rng(seed)
-        policies = islice(self._any_policy(rng), networks)
+        """Kernels of the whole network, and of so many with any channel counts, odd ones too, down to a quarter.
+
+        Each as float and as int8, and the pruned ones also with both mixed.
+        """
+        policies = islice(self._any_policy(np.random.default_rng(seed)), 2 + networks)
         return list(dict.fromkeys(kernel for policy in policies for kernel, _ in network_kernels(self.network, policy)))
 
     def _any_policy(self, rng: np.random.Generator) -> Iterator[Policy]:
         integer = [layer.name for layer in self.network.layers if self.profile.veto(layer, INT8) is None]
         prunable = [group for group in self.network.groups if group.prunable]
+        yield Policy()
+        yield Policy(dict.fromkeys(integer, INT8))
         while True:
             chance = rng.choice([0.0, 0.5, 1.0])  # all float, mixed, all int8
             yield Policy(

@@ -82,12 +82,13 @@ def at_one_speed(table: LatencyTable, kernel: Kernel, latency: Latency, referenc
     drift = reference_us / yardstick
     if abs(drift - 1) < DRIFT:
         drift = 1.0
-    before = {row: _scaled(known, min(drift, 1.0)) for row, known in table.items()} if drift < 1 else dict(table)
+    before = {row: scaled(known, min(drift, 1.0)) for row, known in table.items()} if drift < 1 else dict(table)
     known = {} if REFERENCE in table and drift >= 1 else {REFERENCE: Latency(yardstick * min(drift, 1.0))}
-    return LatencyTable({**before, **known, kernel: _scaled(latency, 1 / max(drift, 1.0))})
+    return LatencyTable({**before, **known, kernel: scaled(latency, 1 / max(drift, 1.0))})
 
 
-def _scaled(latency: Latency, factor: float) -> Latency:
+def scaled(latency: Latency, factor: float) -> Latency:
+    """`latency` times `factor`, its spread too."""
     if factor == 1.0:
         return latency
     spread = None if latency.spread_us is None else latency.spread_us * factor

@@ -1,0 +1,205 @@
+"""Filling a device's table: on this machine, by a bundle for a board, or on a board through SSH."""
+
+import datetime
+import os
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from autocomp.display import Display
+from autocomp.errors import UserError
+from autocomp.hardware.host import host_table_path, measure_batch
+from autocomp.hardware.profile import HardwareProfile
+from autocomp.hardware.profiling.bundle import write_bundle
+from autocomp.hardware.profiling.derived import Machine, check_target, write_profile
+from autocomp.hardware.profiling.fill import Filling, Measure, Tier, fill
+from autocomp.hardware.profiling.growing import GrowingTable
+from autocomp.hardware.profiling.planning import informative_order
+from autocomp.hardware.profiling.results import Imported, import_results
+from autocomp.hardware.profiling.ssh import Board, check_board, measure_on
+from autocomp.hardware.profiling.summary import Summary, summarize
+from autocomp.hardware.runner import cpu_name
+from autocomp.hardware.table import LatencyTable
+from autocomp.kernel import Kernel
+from autocomp.tasks.reach import Reach, reach
+
+#: How long this machine is measured where nobody says.
+DEFAULT_MINUTES = 10.0
+#: Networks that widen the table in the time that a space leaves, one of each family, and how many variants of each.
+_WIDER = ("mobilenet_v2", "resnet18", "squeezenet", "mobilenet_v1", "efficientnet_lite0")
+_OWN_VARIANTS, _WIDER_VARIANTS = 16, 8
+#: Another network is only traced where so many seconds are left to measure it.
+_WORTH_TRACING_S = 30.0
+#: Kept for the summary, which fits the estimator once more: a share of the time, and at most so many seconds.
+_FOR_SUMMARY, _SUMMARY_S = 0.03, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured; see `tasks.reach.reach`."""
+
+    space: str | None = None
+    network: str | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What measuring this machine came to.
+
+    table: where `search --hw host_cpu` finds it. known: rows that were there before. profile: of the copy, where one
+    was asked for. interrupted: by Ctrl-C. summary: None where there are no rows, or where it was interrupted.
+    """
+
+    table: Path
+    known: int
+    filling: Filling
+    seconds: float
+    interrupted: bool
+    summary: Summary | None
+    profile: Path | None = None
+
+    def document(self) -> dict[str, object]:
+        """For `--json`."""
+        return {
+            "table": str(self.table), "profile": None if self.profile is None else str(self.profile),
+            "known": self.known, "added": len(self.filling.added), "measured_again": self.filling.checked,
+            "corrected": self.filling.corrected, "refused": [str(kernel) for kernel in self.filling.refused],
+            "seconds": round(self.seconds, 1), "interrupted": self.interrupted,
+            **({} if self.summary is None else self.summary.document()),
+        }  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        filling = self.filling
+        lines = [
+            f"table             {self.table}",
+            f"measured          {len(filling.added)} kernels in {self.seconds:.0f} s, {self.known} were known; "
+            f"{filling.checked} doubtful ones again, {filling.corrected} corrected",
+        ]
+        if filling.refused:
+            lines.append(f"refused           {len(filling.refused)} kernels that the runtime does not build")
+        if self.profile is not None:
+            lines.append(f"profile           {self.profile} (use it with --hw)")
+        return lines + ([] if self.summary is None else self.summary.lines())
+
+
+def measure_here(
+    profile: HardwareProfile,
+    subject: Subject,
+    display: Display,
+    *,
+    minutes: float | None = None,
+    began: float | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    out: Path | None = None,
+    name: str | None = None,
+    measure: Measure = measure_batch,
+    folder: Path | None = None,
+) -> Measurement:
+    """Measures this machine for `minutes` in all: kernels of the subject's space, then what widens the table.
+
+    In the time that the space leaves, come the same layers with channel counts in between (odd ones, too), then
+    networks of other families: pruned networks are made of such kernels. What the table has is never measured again;
+    `fresh` discards it before, `resume` demands it. began: when the time began, by `time.monotonic`; now by default.
+    folder: of the tables, for tests.
+    UserError where `profile` is not this machine, and for a subject that names no network.
+    """
+    seconds = 60 * (DEFAULT_MINUTES if minutes is None else minutes)
+    began = time.monotonic() if began is None else began
+    end = began + seconds - min(_FOR_SUMMARY * seconds, _SUMMARY_S)
+    if not profile.on_the_spot:
+        raise UserError(
+            f"{profile.name} is not this machine ({profile.device}): make a folder to run on it with `autocomp profile "
+            f"bundle {profile.name} --space … --out DIR`, or add --ssh user@board"
+        )
+    target = name or profile.name
+    if out is not None:
+        check_target(target, out)
+    path = host_table_path(folder)
+    if resume and not path.exists():
+        raise UserError(f"--resume: nothing was measured on this machine yet ({path}); leave --resume away")
+    ours = reach(profile, subject.space, subject.network, subject.task, display)
+    if fresh:
+        path.unlink(missing_ok=True)
+    table, filling = GrowingTable(path), Filling()
+    known = len(table.table)
+    if known:
+        display.note(f"{known} rows are there already and stay as they are ({path}); --fresh starts anew")
+    interrupted = False
+    try:
+        tiers = [
+            Tier("measuring what the space reaches", ours.kernels),
+            Tier("measuring channel counts in between", ours.between(_OWN_VARIANTS)),
+        ]
+        fill(table, tiers, max(1.0, end - time.monotonic()), measure, display, filling=filling)
+        for other in _WIDER:
+            if end - time.monotonic() < _WORTH_TRACING_S:
+                break
+            if other != ours.network.name:
+                wider = reach(profile, None, other, None, display)
+                tier = Tier(f"widening the table by {other}", wider.between(_WIDER_VARIANTS))
+                fill(table, [tier], end - time.monotonic(), measure, display, filling=filling)
+    except KeyboardInterrupt:
+        interrupted = True
+        display.note(f"interrupted; {len(table.table)} rows are saved, and the same command goes on")
+    else:
+        display.phase("fitting the estimator")
+    summary = None
+    if table.table and not interrupted:
+        summary = summarize(table.table, ours.kernels, profile.calibration)
+    copy = _copy(profile, target, out, table.table, ours) if out is not None and len(table.table) else None
+    return Measurement(path, known, filling, time.monotonic() - began, interrupted, summary, copy)
+
+
+def _copy(profile: HardwareProfile, name: str, out: Path, table: LatencyTable, ours: Reach) -> Path:
+    cpu = cpu_name()
+    device = f"{cpu}, {platform.machine()}, {os.cpu_count()} cores"
+    measured = sum(kernel in table for kernel in ours.kernels)
+    coverage = f"{len(table)} kernels, {measured} of the {len(ours.kernels)} of {ours.name}"
+    machine = Machine(cpu, device, onnxruntime.__version__, profile.threads)
+    return write_profile(profile, name, out, table, machine, coverage, datetime.date.today())[0]
+
+
+def make_bundle(profile: HardwareProfile, subject: Subject, out: Path, display: Display) -> int:
+    """Writes the bundle for a board of the profile's kind to `out`; returns the number of its kernels."""
+    ours = reach(profile, subject.space, subject.network, subject.task, display)
+    display.phase("writing the bundle", detail=str(out))
+    return len(write_bundle(out, profile, ours.name, _order(ours.kernels))["kernels"])
+
+
+def _order(kernels: list[Kernel]) -> list[Kernel]:
+    return informative_order(kernels, LatencyTable({}))
+
+
+def measure_by_ssh(
+    profile: HardwareProfile,
+    subject: Subject,
+    board: Board,
+    display: Display,
+    *,
+    name: str,
+    out: Path,
+    minutes: float | None = None,
+    fresh: bool = False,
+) -> tuple[Imported, bool]:
+    """Measures a board of the profile's kind and writes its profile `name` to `out`; whether Ctrl-C ended it.
+
+    What was measured is imported however it ended; see `profiling.ssh`. UserError where the board cannot be used.
+    """
+    check_target(name, out)
+    check_board(board)
+    with tempfile.TemporaryDirectory(prefix="autocomp-bundle-") as temporary:
+        folder = Path(temporary)
+        make_bundle(profile, subject, folder, display)
+        try:
+            measure_on(board, folder, minutes, fresh, display)
+        except KeyboardInterrupt:
+            display.note("interrupted; the same command goes on")
+            return import_results(folder, name, out), True
+        return import_results(folder, name, out), False
