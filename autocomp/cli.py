@@ -50,6 +50,7 @@ _space = App(
 )
 app.command(_hw)
 app.command(_space)
+app.command("autocomp.commands.profile:app", name="profile", help="Measure the latencies of a device's kernels.")
 
 
 def _verb(group: App, name: str, function: str, text: str, *examples: str) -> None:
@@ -73,9 +74,11 @@ _verb(
 )  # fmt: skip
 _verb(
     app, "estimate", "estimate:estimate",
-    "Predict bytes and latency of a policy without training or writing anything.",
+    "Predict what a network takes on a device: per kernel, with band, and what limits each.\n\n"
+    "Trains and writes nothing.",
     "estimate --hw mobile_arm",
-    "estimate --hw mobile_arm --policy runs/latest/policies/17.json",
+    "estimate --hw mobile_arm runs/latest/policies/17.json",
+    "estimate --hw mobile_arm runs/latest/models/17.onnx",
 )  # fmt: skip
 _verb(
     app, "compress", "policy:compress",
@@ -102,6 +105,12 @@ _verb(
     "Show what a device can execute, where its latencies come from, what they cover, and latency over channels.",
     "hw show mobile_arm",
     "hw show mobile_arm --kernel 'conv 96→* @14x14 int8' --plot latency.html",
+)  # fmt: skip
+_verb(
+    _hw, "compare", "hw:compare",
+    "Compare what one network takes on several devices, layer by layer.",
+    "hw compare mobile_arm host_cpu",
+    "hw compare mobile_arm host_cpu runs/latest/models/17.onnx",
 )  # fmt: skip
 _verb(_space, "list", "space:list_spaces", "List the search spaces.", "space list", "space list --json")
 _verb(_space, "show", "space:show", "Show what a search space offers.", "space show mobilenet_v2")

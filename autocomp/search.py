@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from autocomp import __version__, rundir
 from autocomp.bench import Bench, answers_of
 from autocomp.budget import Budget
+from autocomp.compress.trace import trace
 from autocomp.controllers import CostFunction, Costs, create
 from autocomp.controllers.repair import nearest_fit, smallest_reachable
 from autocomp.display import Display
@@ -32,9 +33,10 @@ from autocomp.export.writer import OnnxWriter
 from autocomp.hardware.choices import choosable_kernels
 from autocomp.hardware.cost import Cost, CostModel, network_kernels
 from autocomp.hardware.estimator import LatencyModel
-from autocomp.hardware.host import ensure_host_table
+from autocomp.hardware.latencies import latencies_for
 from autocomp.hardware.profile import HardwareProfile, find_profile
 from autocomp.journal import Entry, Journal
+from autocomp.network import NetworkSpec
 from autocomp.outcome import Status
 from autocomp.policy import INT8, Policy
 from autocomp.schedule import Report, Schedule, pareto_front
@@ -47,8 +49,6 @@ COLUMNS = (
     "id", "controller", "accuracy", "test_accuracy", "float_accuracy", "size_bytes", "latency_ms", "latency_low_ms",
     "latency_high_ms", "provenance", "file",
 )  # fmt: skip
-#: Time for measuring this machine's kernels before a search that needs them.
-HOST_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,7 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
         _ = profile.latencies  # a fault in the table is worth knowing before a network is trained
     if profile.staleness is not None:
         display.note(f"warning: {profile.staleness}")
-    torch.set_num_threads(1)  # two threads spin against whatever else runs, and cost reproducibility
-    task = load_task(settings.request, display)
-    if settings.space is not None and ":" in settings.task:
-        task.space, task.space_name = load_space(settings.space).options, settings.space
+    task = _load_task(settings, display)
     display.phase("tracing the network", detail=task.name)
     bench = Bench.make(task, folder)
     traced = bench.traced
@@ -139,18 +136,35 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
     return Prepared(settings, task, bench, profile, space, CostModel(space, latency, sizes))
 
 
-def _latency_model(profile: HardwareProfile, network: Any, space: SearchSpace, display: Display) -> LatencyModel:
+def trace_task(settings: SearchSettings, display: Display, folder: Path) -> NetworkSpec:
+    """The network that `settings` name; what `prepare` does of it, without what only a search needs."""
+    task = _load_task(settings, display)
+    display.phase("tracing the network", detail=task.name)
+    return trace(task.network, task.example, task.name, folder).spec
+
+
+def _load_task(settings: SearchSettings, display: Display) -> Task:
+    torch.set_num_threads(1)  # two threads spin against whatever else runs, and cost reproducibility
+    task = load_task(settings.request, display)
+    if settings.space is not None and ":" in settings.task:
+        task.space, task.space_name = load_space(settings.space).options, settings.space
+    return task
+
+
+def _latency_model(
+    profile: HardwareProfile, network: NetworkSpec, space: SearchSpace, display: Display
+) -> LatencyModel:
     if not profile.on_the_spot:
         return LatencyModel.from_table(profile.latencies, profile.calibration)
     # The kernels of whole networks come first: the estimator then interpolates between them and what is pruned.
-    first = [k for policy in (Policy(), _plain_int8(network, profile)) for k, _ in network_kernels(network, policy)]
+    first = [k for policy in (Policy(), plain_int8(network, profile)) for k, _ in network_kernels(network, policy)]
     kernels = list(dict.fromkeys([*first, *choosable_kernels(network, space)]))
     display.phase("measuring this machine's kernels", total=len(kernels), detail="cached for the next run")
-    table = ensure_host_table(kernels, HOST_SECONDS, lambda done, total, left: display.advance(done))
+    table = latencies_for(profile, kernels, lambda done, total, left: display.advance(done))
     return LatencyModel.from_table(table, profile.calibration)
 
 
-def _plain_int8(network: Any, profile: HardwareProfile) -> Policy:
+def plain_int8(network: NetworkSpec, profile: HardwareProfile) -> Policy:
     """Everything int8 that the device can execute as such."""
     return Policy({layer.name: INT8 for layer in network.layers if profile.veto(layer, INT8) is None})
 
@@ -292,7 +306,7 @@ def _references(prepared: Prepared, run: Path) -> dict[str, rundir.Measured]:
     test = TestSplit(prepared, Path(prepared.bench.folder))
     found: dict[str, rundir.Measured] = {}
     try:
-        for name, policy in (("float", Policy()), ("int8", _plain_int8(prepared.bench.traced.spec, prepared.profile))):
+        for name, policy in (("float", Policy()), ("int8", plain_int8(prepared.bench.traced.spec, prepared.profile))):
             file = f"{rundir.MODELS}/{name}.onnx"
             result = runner.run(policy, prepared.settings.seed, run / file, epochs=0)
             cost = prepared.cost.of_policy(policy)
@@ -482,38 +496,6 @@ def _write_settings(run: Path, facts: dict[str, Any], status: str) -> None:
     write_whole(run / rundir.SETTINGS, text.encode())
 
 
-def estimate(policy: Policy | None, settings: SearchSettings) -> dict[str, Any]:
-    """Predicted bytes and milliseconds of a policy, per kernel too; of float and plain int8 where there is none."""
-    from autocomp.compress.prune import check_policy
-    from autocomp.display import QuietDisplay
-
-    with tempfile.TemporaryDirectory(prefix="autocomp-bench-") as folder:
-        prepared = prepare(settings, QuietDisplay(), Path(folder))
-        spec = prepared.bench.traced.spec
-        if policy is not None:
-            check_policy(spec, policy)
-            asked = {"policy": policy}
-        else:
-            asked = {"float": Policy(), "int8": _plain_int8(spec, prepared.profile)}
-        document: dict[str, Any] = {"hw": settings.hw, "provenance": prepared.provenance}
-        for name, candidate in asked.items():
-            cost = prepared.cost.of_policy(candidate)
-            latency, low, high = _milliseconds(cost)
-            document[name] = {
-                "size_bytes": round(float(cost.size_bytes[0])),
-                "latency_ms": round(latency, 5), "latency_low_ms": round(low, 5), "latency_high_ms": round(high, 5),
-                "macs": spec.macs(candidate), "weights": spec.weights(candidate),
-            }  # fmt: skip
-            if policy is not None:
-                document[name]["kernels"] = [
-                    {"kernel": str(k.kernel), "layer": k.layer, "latency_ms": round(k.latency_ms, 5),
-                     "low_ms": round(k.latency_low_ms, 5), "high_ms": round(k.latency_high_ms, 5),
-                     "extrapolated": k.extrapolated}
-                    for k in prepared.cost.per_kernel(candidate)
-                ]  # fmt: skip
-    return document
-
-
 def compress(policy_path: Path, settings: SearchSettings) -> Path:
     """Apply one policy file: prune, quantize, finetune, export, verify. Returns the folder with model and figures."""
     from autocomp.compress.prune import check_policy
@@ -527,10 +509,7 @@ def compress(policy_path: Path, settings: SearchSettings) -> Path:
         prepared = prepare(settings, QuietDisplay(), Path(folder))
         spec = prepared.bench.traced.spec
         check_policy(spec, policy)
-        for layer in spec.layers:
-            reason = prepared.profile.veto(layer, policy.layer(layer.name))
-            if reason is not None:
-                raise UserError(f"{policy_path}: layer {layer.name}: {policy.layer(layer.name)}: {reason}")
+        prepared.profile.check_executable(spec, policy, str(policy_path))
         out.mkdir(parents=True, exist_ok=True)
         runner = TrialRunner(prepared.bench)
         try:

@@ -1,27 +1,43 @@
-"""`estimate`: what a policy will cost, predicted."""
+"""`estimate`: what a network will cost on a device, predicted."""
 
 from pathlib import Path
 
 from autocomp.commands.exit_codes import DONE
-from autocomp.commands.options import TaskOptions, read_policy, search_settings
-from autocomp.commands.output import print_document, strays_on_stderr
+from autocomp.commands.options import TaskOptions, is_network_file, read_policy, search_settings
+from autocomp.commands.output import print_json, strays_on_stderr, terminal, warn
 
 
-def estimate(*, options: TaskOptions, policy: Path | None = None, json: bool = False) -> int:
-    """Show the predicted bytes and latency of a policy.
+def estimate(file_or_policy: Path | None = None, /, *, options: TaskOptions, json: bool = False) -> int:
+    """Show the predicted latency of a network, kernel by kernel.
 
     Parameters
     ----------
-    policy
-        Policy file; without one, the float network and its plain int8 version are estimated.
+    file_or_policy
+        An ONNX file, or the .json file of a policy for the task's network; without one, the float network and its
+        plain int8 version are estimated.
     json
         Print one JSON document on standard output.
     """
-    settings = search_settings(options)
-    decided = None if policy is None else read_policy(policy)
-    from autocomp.search import estimate as estimate_policy
+    is_file = file_or_policy is not None and is_network_file(file_or_policy)
+    settings = None if is_file else search_settings(options, options.hw)
+    policy = None if is_file or file_or_policy is None else read_policy(file_or_policy)
+    from autocomp.hardware.profile import find_profile
 
-    with strays_on_stderr():
-        document = estimate_policy(decided, settings)
-    print_document(document, as_json=json)
+    profile = find_profile(options.hw)
+    from autocomp import estimate as estimates
+    from autocomp.report.estimate import document, print_estimate
+    from autocomp.report.progress import make_display
+
+    with strays_on_stderr(), make_display() as display:
+        if settings is not None:
+            found = estimates.estimate_task(settings, policy, str(file_or_policy), display)
+        else:
+            assert file_or_policy is not None
+            if profile.staleness is not None:
+                warn(profile.staleness)
+            found = estimates.estimate_file(file_or_policy, profile, display)
+    if json:
+        print_json(document(found))
+    else:
+        print_estimate(found, terminal())
     return DONE

@@ -1,9 +1,10 @@
-"""`hw list`, `hw show`: the devices that autocomp knows."""
+"""`hw list`, `hw show`, `hw compare`: the devices that autocomp knows."""
 
 from pathlib import Path
 
 from autocomp.commands.exit_codes import DONE
-from autocomp.commands.output import print_json, terminal
+from autocomp.commands.options import NetworkOptions, is_network_file, read_policy, search_settings
+from autocomp.commands.output import print_json, strays_on_stderr, terminal, warn
 from autocomp.errors import UserError
 
 
@@ -70,4 +71,55 @@ def show(name: str, *, kernel: str | None = None, plot: Path | None = None, json
     print_device(profile, table, console)
     if shown is not None:
         print_curve(shown, console)
+    return DONE
+
+
+def compare(
+    devices: list[str],
+    /,
+    *,
+    options: NetworkOptions = NetworkOptions(),  # noqa: B008  (frozen)
+    json: bool = False,
+) -> int:
+    """Show one network on several devices.
+
+    Parameters
+    ----------
+    devices
+        Profile names or paths of profile files, two or more; then, if it is not the task's network in float and in
+        int8 that is compared, an ONNX file or the .json file of a policy.
+    json
+        Print one JSON document on standard output.
+    """
+    *names, last = devices
+    target = Path(last) if last.endswith((".onnx", ".json")) else None
+    if target is None:
+        names = devices
+    if len(names) < 2:
+        raise UserError(f"hw compare: expected two devices or more, got {' '.join(names) or 'none'}; autocomp hw list")
+    if len(set(names)) < len(names):
+        raise UserError(f"hw compare: expected different devices, got {' '.join(names)}")
+    is_file = target is not None and is_network_file(target)
+    settings = None if is_file else search_settings(options, names[0])
+    policy = None if is_file or target is None else read_policy(target)
+    from autocomp.hardware.profile import find_profile
+
+    profiles = [find_profile(name) for name in names]
+    from autocomp import estimate as estimates
+    from autocomp.report.estimate import comparison, print_comparison
+    from autocomp.report.progress import make_display
+
+    for profile in profiles:
+        if profile.staleness is not None:
+            warn(profile.staleness)
+    with strays_on_stderr(), make_display() as display:
+        if settings is not None:
+            found = estimates.compare_task(settings, policy, str(target), profiles, display)
+        else:
+            assert target is not None
+            found = estimates.compare_file(target, profiles, display)
+    if json:
+        print_json(comparison(found))
+    else:
+        print_comparison(found, terminal())
     return DONE

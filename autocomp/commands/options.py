@@ -20,11 +20,9 @@ Number = Annotated[int | None, Parameter(allow_leading_hyphen=True)]
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class TaskOptions:
-    """What is compressed, for which device. Shared by the verbs that need a network."""
+class NetworkOptions:
+    """What is compressed. Shared by the verbs that need a network."""
 
-    hw: str
-    """Device: a profile name (`autocomp hw list`) or the path of a profile file."""
     task: str = "mnist"
     """Built-in task, or path/to/file.py:function for a network of your own."""
     network: str | None = None
@@ -39,8 +37,18 @@ class TaskOptions:
     """Same seed, settings and machine: same sequence of candidates."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions(NetworkOptions):
+    """What is compressed, for which device."""
+
+    hw: str
+    """Device: a profile name (`autocomp hw list`) or the path of a profile file."""
+
+
 def search_settings(
-    options: TaskOptions,
+    options: NetworkOptions,
+    hw: str,
     *,
     budget: Budget = Budget(),  # noqa: B008  (frozen)
     controller: str = "tpe",
@@ -74,7 +82,7 @@ def search_settings(
         network=options.network,
         data=options.data,
         test_data=options.test_data,
-        hw=options.hw,
+        hw=hw,
         budget=budget,
         controller=controller,
         space=options.space,
@@ -94,15 +102,23 @@ def at_least(option: str, value: int | None, least: int) -> None:
         raise UserError(f"{option}: expected a whole number of at least {least}, got {value}")
 
 
-def read_policy(path: Path) -> "Policy":
-    """The policy in the file that --policy names. UserError where it holds none."""
+def read_policy(path: Path, option: str = "") -> "Policy":
+    """The policy in a file that `option`, or an argument, names. UserError where it holds none."""
     from autocomp.policy import Policy
 
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         fault = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UserError(
-            f"--policy: cannot read {path}: {fault}; expected a policy file such as search writes"
-        ) from None
+        prefix = f"{option}: " if option else ""
+        raise UserError(f"{prefix}cannot read {path}: {fault}; expected a policy file such as search writes") from None
     return Policy.from_json(text, str(path))
+
+
+def is_network_file(path: Path) -> bool:
+    """Whether `path` names an ONNX file, or else a policy. UserError where it names neither, or does not exist."""
+    if path.suffix not in (".onnx", ".json"):
+        raise UserError(f"expected an .onnx file or the .json file of a policy, got {path}")
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; expected an .onnx file or the .json file of a policy")
+    return path.suffix == ".onnx"

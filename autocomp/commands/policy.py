@@ -19,8 +19,8 @@ def compress(*, options: TaskOptions, policy: Path, out: Path | None = None, epo
     epochs
         Epochs of finetuning; by default the task's own number.
     """
-    settings = search_settings(options, out=out, epochs=epochs)
-    read_policy(policy)  # a fault in the file is worth knowing before the network is built
+    settings = search_settings(options, options.hw, out=out, epochs=epochs)
+    read_policy(policy, "--policy")  # a fault in the file is worth knowing before the network is built
     from autocomp.search import compress as compress_policy
 
     with strays_on_stderr():

@@ -63,6 +63,7 @@ def search(
     )
     settings = search_settings(
         options,
+        options.hw,
         budget=bounds,
         controller=controller,
         trials=trials,

@@ -71,7 +71,7 @@ def break_down(kernels: Sequence[tuple[Kernel, str]], model: LatencyModel, roofl
         )
         for (kernel, name), us, low, high, measured, extrapolated, limit in zip(
             kernels, estimate.us.tolist(), estimate.low_us.tolist(), estimate.high_us.tolist(), estimate.measured,
-            estimate.extrapolated, roofline.limits(only), strict=True,
+            estimate.extrapolated, roofline.limits(only, estimate.us), strict=True,
         )
     ]  # fmt: skip
     low_ms, high_ms = float(estimate.low_us.sum()) / 1000, float(estimate.high_us.sum()) / 1000

@@ -18,8 +18,8 @@ from autocomp.hardware.reading import parse_yaml, read_text, shortened
 from autocomp.hardware.runtime_version import installed_version, release, same_release
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Precision
-from autocomp.network import LayerSpec
-from autocomp.policy import WEIGHT_BITS, Activation, LayerPolicy
+from autocomp.network import LayerSpec, NetworkSpec
+from autocomp.policy import WEIGHT_BITS, Activation, LayerPolicy, Policy
 from autocomp.resources import data_folder, data_names
 
 FOLDER = "hw_profiles"
@@ -237,6 +237,14 @@ class HardwareProfile(_Strict):
             if not CONSTRAINTS[name](layer, decision):
                 return reason(CONSTRAINTS[name])
         return None
+
+    def check_executable(self, network: NetworkSpec, policy: Policy, origin: str) -> None:
+        """UserError naming the first layer that the device cannot execute under `policy`, which came from `origin`."""
+        for layer in network.layers:
+            decision = policy.layer(layer.name)
+            refusal = self.veto(layer, decision)
+            if refusal is not None:
+                raise UserError(f"{origin}: layer {layer.name}: {decision}: {refusal}")
 
     def digest(self) -> str:
         """SHA-256 of the profile and its table: two runs with the same digest saw the same device."""

@@ -1,20 +1,23 @@
 """What limits a kernel, by the roofline argument (Williams, Waterman & Patterson 2009), with the table's own figures.
 
-A device computes at most so many multiply-accumulates a microsecond, moves at most so many bytes a microsecond, and
-spends some time on every call, whatever it does. Each of the three alone would take a kernel
+A device computes at most so many multiply-accumulates a microsecond and moves at most so many bytes. Their ratio, the
+ridge point, divides kernels by their arithmetic intensity, the MACs for each byte of inputs, output and weights:
 
-    macs / peak_macs        bytes / peak_bytes        call_us
+    conversion  a kernel that only changes how a tensor is stored. What makes it superfluous is another decision about
+                its neighbours, not less work
+    overhead    it takes less than three times what a call takes that does next to nothing
+    compute     its intensity is above the ridge point: fewer MACs make it faster
+    memory      its intensity is below: fewer bytes make it faster
 
-and the longest of them is what limits it: a kernel gets faster when that one gets smaller. The figures are taken from
-the rows of the same precision. A call costs as much as the fastest row, which does next to nothing else. A peak is the
-third best that any row achieves (one or two may be mismeasured), among the rows that take at least three calls' time.
-Conversions between precisions and layouts are named as such: what makes them superfluous is another decision about
-their neighbours, not less work.
+A call takes as long as the table's fastest row. A peak is the third best that any row achieves (one or two may be
+mismeasured) among the rows that are not overhead: MACs have one for each precision, bytes have one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Kernel
@@ -23,36 +26,37 @@ Limit = Literal["compute", "memory", "overhead", "conversion"]
 #: Operators that change how a tensor is stored and compute nothing.
 CONVERSIONS = frozenset({"quantize", "dequantize"})
 _FROM_TOP = 3
-_WORKING = 3.0  # calls' time
-
-
-@dataclass(frozen=True, slots=True)
-class _Peaks:
-    """macs, bytes: per microsecond. call_us: microseconds that a call takes at least."""
-
-    macs: float
-    bytes: float
-    call_us: float
-
-    def limit(self, kernel: Kernel) -> Limit:
-        times: dict[Limit, float] = {
-            "compute": kernel.macs / self.macs if self.macs else 0.0,
-            "memory": bytes_moved(kernel) / self.bytes if self.bytes else 0.0,
-            "overhead": self.call_us,
-        }
-        return max(times, key=times.__getitem__)
+_CALLS = 3.0
 
 
 class Roofline:
-    """The limits of one device, read off its table."""
+    """The limits of one device, read off its table.
+
+    call_us: microseconds that a call takes at least. peak_bytes, peak_macs (of a precision): in a microsecond.
+    """
 
     def __init__(self, table: LatencyTable) -> None:
         """An empty table is of no help: then a kernel is limited by what it has more of, MACs or bytes."""
-        self._peaks = {precision: _peaks(table, precision) for precision in ("fp32", "int8")}
+        rows = [(kernel, row.latency_us) for kernel, row in table.items() if kernel.op not in CONVERSIONS]
+        self.call_us = min((us for _, us in rows), default=0.0)
+        working = [(kernel, us) for kernel, us in rows if us >= _CALLS * self.call_us]
+        self.peak_bytes = _third_best([bytes_moved(kernel) / us for kernel, us in working])
+        self.peak_macs = {
+            precision: _third_best([k.macs / us for k, us in working if k.macs and k.precision == precision])
+            for precision in ("fp32", "int8")
+        }
 
-    def limits(self, kernels: Sequence[Kernel]) -> list[Limit]:
-        """What limits each of `kernels`, in the order given."""
-        return ["conversion" if k.op in CONVERSIONS else self._peaks[k.precision].limit(k) for k in kernels]
+    def limits(self, kernels: Sequence[Kernel], latencies_us: NDArray[np.float64]) -> list[Limit]:
+        """What limits each of n kernels. latencies_us: microseconds that they take, shape (n,)."""
+        return [self._limit(kernel, us) for kernel, us in zip(kernels, latencies_us.tolist(), strict=True)]
+
+    def _limit(self, kernel: Kernel, latency_us: float) -> Limit:
+        if kernel.op in CONVERSIONS:
+            return "conversion"
+        if latency_us < _CALLS * self.call_us:
+            return "overhead"
+        above_ridge = kernel.macs / self.peak_macs[kernel.precision] > bytes_moved(kernel) / self.peak_bytes
+        return "compute" if above_ridge else "memory"
 
 
 def bytes_moved(kernel: Kernel) -> int:
@@ -61,16 +65,6 @@ def bytes_moved(kernel: Kernel) -> int:
     return width * (kernel.in_elements + kernel.out_elements + kernel.weight_count)
 
 
-def _peaks(table: LatencyTable, precision: str) -> _Peaks:
-    rows = [(k, row.latency_us) for k, row in table.items() if k.precision == precision and k.op not in CONVERSIONS]
-    if not rows:
-        return _Peaks(1.0, 1.0, 0.0)
-    call_us = min(us for _, us in rows)
-    working = [(kernel, us) for kernel, us in rows if us >= _WORKING * call_us] or rows
-    macs = _third_best([kernel.macs / us for kernel, us in working])
-    moved = _third_best([bytes_moved(kernel) / us for kernel, us in working])
-    return _Peaks(macs, moved, call_us)
-
-
 def _third_best(rates: Sequence[float]) -> float:
-    return sorted(rates)[-min(_FROM_TOP, len(rates))]
+    """1 where there is no rate at all."""
+    return sorted(rates)[-min(_FROM_TOP, len(rates))] if rates else 1.0

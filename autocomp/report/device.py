@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +15,7 @@ from autocomp.hardware.profile import INSTALLED, Capability, HardwareProfile
 from autocomp.hardware.runtime_version import installed_version
 from autocomp.hardware.table import LatencyTable
 from autocomp.report.figures import significant
+from autocomp.report.text import heading, line, plain_table
 
 #: Rows of the chart in the terminal.
 _CHART_ROWS = 12
@@ -60,7 +60,7 @@ def document(profile: HardwareProfile, table: LatencyTable, shown: Curve | None)
 
 def print_list(devices: Sequence[tuple[HardwareProfile, LatencyTable]], console: Console) -> None:
     """A line for each device, and a warning for each whose table is stale."""
-    table = _table("name", "device", "latencies", ">kernels", "runtime")
+    table = plain_table("name", "device", "latencies", ">kernels", "runtime")
     for profile, latencies in devices:
         row = summary(profile, latencies)
         source = Text(row["provenance"] + (", stale" if row["stale"] else ""), no_wrap=True)
@@ -69,7 +69,7 @@ def print_list(devices: Sequence[tuple[HardwareProfile, LatencyTable]], console:
     console.print(table)
     for profile, _ in devices:
         if profile.staleness is not None:
-            _line(console, f"Stale: {profile.staleness}.")
+            line(console, f"Stale: {profile.staleness}.")
 
 
 def print_device(profile: HardwareProfile, table: LatencyTable, console: Console) -> None:
@@ -96,8 +96,8 @@ def print_device(profile: HardwareProfile, table: LatencyTable, console: Console
 
 def print_curve(shown: Curve, console: Console) -> None:
     """Latency over channels as a chart of one row a channel count: measured rows, the model, and its band."""
-    _heading(console, f"{shown.sweep}: latency over channels")
-    chart = _table(">channels", ">µs", ">band", "")
+    heading(console, f"{shown.sweep}: latency over channels")
+    chart = plain_table(">channels", ">µs", ">band", "")
     at = _chart_places(shown)
     estimate = shown.estimate
     largest = max(float(estimate.high_us[place]) for place in at)
@@ -115,7 +115,7 @@ def print_curve(shown: Curve, console: Console) -> None:
             Text("".join(marks).rstrip() + beyond),
         )  # fmt: skip
     console.print(chart)
-    _line(console, "● measured, ○ estimated between the rows, ─ 90 % band.")
+    line(console, "● measured, ○ estimated between the rows, ─ 90 % band.")
 
 
 def _chart_places(shown: Curve) -> list[int]:
@@ -130,8 +130,8 @@ def _chart_places(shown: Curve) -> list[int]:
 
 
 def _print_executes(profile: HardwareProfile, console: Console) -> None:
-    _heading(console, "Executes")
-    table = _table("operators", "weight bits", "activations", "runs as", "saves")
+    heading(console, "Executes")
+    table = plain_table("operators", "weight bits", "activations", "runs as", "saves")
     notes: dict[str, int] = {}
     for capability in profile.executes:
         mark = ""
@@ -146,28 +146,28 @@ def _print_executes(profile: HardwareProfile, console: Console) -> None:
         )  # fmt: skip
     console.print(table)
     for note, number in notes.items():
-        _line(console, f"[{number}] {note}")
+        line(console, f"[{number}] {note}")
     if profile.unstructured_sparsity_bytes_only:
-        _line(console, "Zeros inside a layer save bytes, but no time.")
-    _line(console, f"Kept channels are multiples of {profile.channel_multiple}.")
+        line(console, "Zeros inside a layer save bytes, but no time.")
+    line(console, f"Kept channels are multiples of {profile.channel_multiple}.")
     for name in profile.constraints:
-        _line(console, f"Not offered: {reason(CONSTRAINTS[name])}")
+        line(console, f"Not offered: {reason(CONSTRAINTS[name])}")
 
 
 def _print_coverage(profile: HardwareProfile, table: LatencyTable, console: Console) -> None:
     if not table:
-        _heading(console, "No kernel was measured yet")
-        _line(console, f"Measure this machine: autocomp profile {profile.name} --minutes 10")
+        heading(console, "No kernel was measured yet")
+        line(console, f"Measure this machine: autocomp profile {profile.name} --minutes 10")
         return
-    _heading(console, f"{len(table):,} kernels in the table")
-    shown = _table("kernel", "", ">rows", ">in", ">out", ">side", ">window", ">µs")
+    heading(console, f"{len(table):,} kernels in the table")
+    shown = plain_table("kernel", "", ">rows", ">in", ">out", ">side", ">window", ">µs")
     for entry in coverage(table):
         shown.add_row(
             entry.op, entry.precision, str(entry.rows), str(entry.in_channels), str(entry.out_channels),
             str(entry.side), str(entry.window), f"{significant(entry.fastest_us)}–{significant(entry.slowest_us)}",
         )  # fmt: skip
     console.print(shown)
-    _heading(console, "Calibration")
+    heading(console, "Calibration")
     figures = Table.grid(padding=(0, 2, 0, 0))
     for name, value in profile.calibration.items():
         figures.add_row(Text(name.replace("_", " "), style="dim"), f"{value:g}")
@@ -190,21 +190,3 @@ def _bits(capability: Capability) -> str:
             runs.append([bits])
     parts = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
     return ", ".join((["float"] if None in capability.weight_bits else []) + parts)
-
-
-def _table(*headings: str) -> Table:
-    """A plain table; a heading that begins with ">" is aligned to the right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for heading in headings:
-        right = heading.startswith(">")
-        table.add_column(heading.removeprefix(">"), justify="right" if right else "left", no_wrap=right)
-    return table
-
-
-def _heading(console: Console, text: str) -> None:
-    console.print()
-    console.print(Text(text, style="bold"))
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(Text(text))

@@ -1,12 +1,13 @@
 """Where the time goes: sums and shares that add up, limits that follow from a device whose peaks are known."""
 
+import numpy as np
 import pytest
 from roofline import Roofline as Model
 from roofline import true_us
 
 from autocomp.hardware.breakdown import break_down
 from autocomp.hardware.coverage import Span, coverage
-from autocomp.hardware.roofline import Roofline, bytes_moved
+from autocomp.hardware.roofline import Limit, Roofline, bytes_moved
 from autocomp.hardware.table import Latency, LatencyTable
 from autocomp.kernel import Kernel
 
@@ -16,6 +17,10 @@ CALL_US, MACS_PER_US, BYTES_PER_US = 2.0, 10_000.0, 1_000.0
 def ideal_us(kernel: Kernel) -> float:
     """The roofline itself: a device that is limited by exactly one thing at a time."""
     return max(CALL_US, kernel.macs / MACS_PER_US, bytes_moved(kernel) / BYTES_PER_US)
+
+
+def limits_of(table: LatencyTable, kernels: list[Kernel]) -> list[Limit]:
+    return Roofline(table).limits(kernels, np.array([ideal_us(kernel) for kernel in kernels]))
 
 
 TINY = Kernel("add", "fp32", 8, 8, 2, 2)
@@ -35,7 +40,7 @@ ROWS = [
 def test_limits_of_a_device_whose_roofline_is_known() -> None:
     table = LatencyTable({kernel: Latency(ideal_us(kernel)) for kernel in ROWS})
     conversion = Kernel("quantize", "fp32", 64, 64, 28, 28)
-    limits = Roofline(table).limits([TINY, BUSY, STREAM, WEIGHTS, conversion])
+    limits = limits_of(table, [TINY, BUSY, STREAM, WEIGHTS, conversion])
     assert limits == ["overhead", "compute", "memory", "memory", "conversion"]
 
 
@@ -45,19 +50,27 @@ def test_a_kernel_near_the_ridge_falls_on_its_side() -> None:
     for channels in (8, 16, 24, 48, 96, 192):
         kernel = Kernel("conv", "fp32", channels, channels, 56, 56)
         expected = "compute" if kernel.macs / bytes_moved(kernel) > ridge else "memory"
-        assert Roofline(table).limits([kernel]) == [expected]
+        assert limits_of(table, [kernel]) == [expected]
 
 
 def test_one_mismeasured_row_does_not_move_the_roof() -> None:
     rows = {kernel: Latency(ideal_us(kernel)) for kernel in ROWS}
     rows[Kernel("conv", "fp32", 64, 320, 28, 28, 3, 3)] = Latency(7.0)  # 200 times too fast
-    assert Roofline(LatencyTable(rows)).limits([BUSY, STREAM]) == ["compute", "memory"]
+    assert limits_of(LatencyTable(rows), [BUSY, STREAM]) == ["compute", "memory"]
 
 
 def test_precisions_have_roofs_of_their_own_and_an_empty_table_is_no_fault() -> None:
     table = LatencyTable({kernel: Latency(ideal_us(kernel)) for kernel in ROWS})
     int8 = Kernel("conv", "int8", 64, 256, 28, 28, 3, 3)
-    assert Roofline(table).limits([int8]) == Roofline(LatencyTable({})).limits([int8]) == ["compute"]
+    assert limits_of(table, [int8]) == limits_of(LatencyTable({}), [int8]) == ["compute"]
+
+
+def test_what_takes_little_more_than_a_call_is_overhead_whatever_its_intensity() -> None:
+    table = LatencyTable({kernel: Latency(ideal_us(kernel)) for kernel in ROWS})
+    small = Kernel("conv", "fp32", 16, 16, 4, 4)
+    assert ideal_us(small) < 3 * CALL_US
+    assert limits_of(table, [small]) == ["overhead"]
+    assert Roofline(table).limits([small], np.array([3 * CALL_US])) == ["memory"]
 
 
 def test_a_breakdown_adds_up() -> None:

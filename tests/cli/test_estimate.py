@@ -1,0 +1,83 @@
+"""`estimate` and `hw compare` of a real task: what they print is what the cost model says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autocomp import cli
+from autocomp.policy import INT8, LayerPolicy, Policy
+from autocomp.resources import data_folder
+
+TASK = """
+import torch
+from torch import nn
+from autocomp import Task
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, 1, 1)
+        self.conv = nn.Conv2d(8, 16, 3, 1, 1)
+        self.grouped = nn.Conv2d(16, 16, 3, 1, 1, groups=4)
+        self.head = nn.Linear(16 * 36, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(torch.relu(self.stem(x))))
+        return self.head(torch.relu(self.grouped(x)).flatten(1))
+
+def task():
+    torch.manual_seed(0)
+    return Task(Net(), train=(torch.randn(40, 1, 6, 6), torch.arange(40) % 4), name="tiny")
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Path("mine.py").write_text(TASK)
+    # A second device whose table is read: measuring this machine would take a test's time.
+    folder = data_folder("hw_profiles")
+    Path("mobile_arm.csv").write_bytes((folder / "mobile_arm.csv").read_bytes())
+    Path("other.yaml").write_text((folder / "mobile_arm.yaml").read_text().replace("name: mobile_arm", "name: other"))
+
+
+def printed(arguments: str, capsys):
+    assert cli.main([*arguments.split(), "--task", "mine.py:task", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_float_and_int8_of_a_task(capsys):
+    document = printed("estimate --hw mobile_arm", capsys)
+    plain, int8 = document["networks"]
+    assert (plain["name"], int8["name"]) == ("float", "int8")
+    assert plain["macs"] == 36 * (8 * 9 + 8 * 16 * 9 + 16 * 4 * 9) + 16 * 36 * 4
+    assert plain["size_bytes"] > int8["size_bytes"] > 0
+    assert document["gain"] == pytest.approx(plain["latency_ms"] / int8["latency_ms"])
+    # The grouped convolution has no integer kernel: it stays float, and what it reads is converted.
+    limits = {kernel["layer"]: kernel["limit"] for kernel in int8["kernels"]}
+    kernels = {kernel["layer"]: kernel["kernel"] for kernel in int8["kernels"]}
+    assert kernels["conv"].endswith("int8") and kernels["grouped"].endswith("fp32")
+    assert limits[""] == "conversion"
+
+
+def test_a_policy_is_estimated_as_it_is_compared(capsys):
+    Path("half.json").write_text(Policy({"conv": INT8, "head": LayerPolicy(4)}, {"stem": 4}).to_json())
+    (alone,) = printed("estimate half.json --hw mobile_arm", capsys)["networks"]
+    assert alone["name"] == "half.json"
+    compared = printed("hw compare mobile_arm other.yaml half.json", capsys)
+    assert [device["hw"] for device in compared["devices"]] == ["mobile_arm", "other"]
+    plain, half = compared["devices"][0]["networks"]
+    assert half["latency_ms"] == pytest.approx(alone["latency_ms"])
+    assert plain["name"] == "float" and half["macs"] < plain["macs"]
+    assert {row["layer"].partition(":")[0] for row in compared["layers"]} >= {"conv", "grouped", "head"}
+    assert all(set(row["latency_ms"]) == {"mobile_arm", "other"} for row in compared["layers"])
+
+
+@pytest.mark.parametrize("verb", ["estimate --hw mobile_arm", "hw compare mobile_arm other.yaml"])
+def test_what_a_device_cannot_execute_is_an_error_that_names_the_layer(verb, capsys):
+    Path("bad.json").write_text(Policy({"grouped": INT8}).to_json())
+    assert cli.main([*verb.split(), "bad.json", "--task", "mine.py:task"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("autocomp: bad.json: layer grouped: w8a8: A grouped integer convolution")
