@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from autocomp.errors import UserError
-from autocomp.hardware.profile import HardwareProfile, Provenance, Runtime, find_profile
+from autocomp.hardware.profile import HardwareProfile, find_profile
 from autocomp.hardware.table import LatencyTable
 
 #: First line of the profiles that are written here: only such are replaced by a later one.
@@ -55,27 +55,25 @@ def write_profile(
     and held against whole networks. UserError as by `check_target`.
     """
     check_target(name, out)
-    profile = base.model_copy(
-        update={
-            "name": name,
-            "title": machine.cpu,
-            "device": machine.device,
-            "core": machine.cpu,
-            "runtime": Runtime(name="onnxruntime", version=machine.onnxruntime),
-            "threads": machine.threads,
-            "provenance": Provenance(
-                kind="measured",
-                text=f"ONNX Runtime {machine.onnxruntime} kernels measured on {machine.cpu}, {machine.threads} thread, "
-                f"difference of two chain lengths; {coverage}",
-                date=date,
-            ),
-            "unit": "us",
-            "table": f"{name}.csv",
-            "rows": len(table),
-            "calibration": {"relative_error": find_profile("host_cpu").calibration["relative_error"]},
-        }
-    )
-    text = _MARK + yaml.safe_dump(profile.model_dump(), sort_keys=False, allow_unicode=True, width=120)
+    document = base.model_dump() | {
+        "name": name,
+        "title": machine.cpu,
+        "device": machine.device,
+        "core": machine.cpu,
+        "runtime": {"name": "onnxruntime", "version": machine.onnxruntime},
+        "threads": machine.threads,
+        "provenance": {
+            "kind": "measured",
+            "text": f"ONNX Runtime {machine.onnxruntime} kernels measured on {machine.cpu}, {machine.threads} thread, "
+            f"difference of two chain lengths; {coverage}",
+            "date": date,
+        },
+        "unit": "us",
+        "table": f"{name}.csv",
+        "rows": len(table),
+        "calibration": {"relative_error": find_profile("host_cpu").calibration["relative_error"]},
+    }
+    text = _MARK + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
     HardwareProfile.parse(text, f"profile {name}")  # as strict as it will be read
     yaml_path, csv_path = out / f"{name}.yaml", out / f"{name}.csv"
     table.write(csv_path)

@@ -44,7 +44,7 @@ class Facts(_Record):
     machine: Text
     cores: int = Field(ge=1, le=1_000_000)
     threads: int = Field(ge=1, le=1024)
-    onnxruntime: Text
+    onnxruntime: Annotated[Text, Field(pattern=r"^\d{1,6}\.\d{1,6}(?:[.+a-z0-9-]*)$")]
     date: datetime.date
 
 
