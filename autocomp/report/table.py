@@ -1,6 +1,7 @@
 """The table of a front in the terminal."""
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,15 +17,23 @@ def front_table(run: RunData) -> Table:
     """Reference rows on top, then the front from the fewest bytes to the most. Fits into 80 columns."""
     reference = run.float_reference
     # Units stand in the headings: with them in the cells the table is wider than 80 columns.
+    unit, factor = _unit_of_time([*run.references.values(), *run.front])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("id", no_wrap=True)
-    for heading in ("valid. %", "test %", "Δ test", "size", "smaller", "ms", "low–high", "faster"):
+    for heading in ("valid. %", "test %", "Δ test", "size", "smaller", unit, "low–high", "faster"):
         table.add_column(heading, justify="right", no_wrap=True)
     for measured in run.references.values():
-        table.add_row(*_cells(measured, reference), style="dim", end_section=measured is [*run.references.values()][-1])
+        last = measured is [*run.references.values()][-1]
+        table.add_row(*_cells(measured, reference, factor), style="dim", end_section=last)
     for point in run.front:
-        table.add_row(*_cells(point, reference))
+        table.add_row(*_cells(point, reference, factor))
     return table
+
+
+def _unit_of_time(shown: Sequence[Measured]) -> tuple[str, float]:
+    """The unit in which no latency takes more columns than there are, and how many of it a millisecond has."""
+    shortest = min((measured.latency_low_ms for measured in shown), default=1.0)
+    return ("µs", 1000.0) if shortest < 0.0995 else ("ms", 1.0)
 
 
 def print_front(run: RunData, console: Console) -> None:
@@ -55,14 +64,14 @@ def footnotes(run: RunData) -> list[str]:
     return notes
 
 
-def _cells(measured: Measured, reference: Measured | None) -> tuple[str, ...]:
+def _cells(measured: Measured, reference: Measured | None, factor: float) -> tuple[str, ...]:
     drop = smaller = faster = None
     if reference is not None and measured is not reference:
         smaller = reference.size_bytes / measured.size_bytes
         faster = reference.latency_ms / measured.latency_ms
         if measured.test_accuracy is not None and reference.test_accuracy is not None:
             drop = measured.test_accuracy - reference.test_accuracy
-    low, high = significant(measured.latency_low_ms), significant(measured.latency_high_ms)
+    low, high = significant(measured.latency_low_ms * factor), significant(measured.latency_high_ms * factor)
     return (
         measured.name,
         percent(measured.accuracy).removesuffix(" %"),
@@ -70,7 +79,7 @@ def _cells(measured: Measured, reference: Measured | None) -> tuple[str, ...]:
         points(drop),
         size(measured.size_bytes),
         times(smaller),
-        significant(measured.latency_ms),
+        significant(measured.latency_ms * factor),
         f"{low}–{high}",
         times(faster),
     )

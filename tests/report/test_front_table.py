@@ -1,10 +1,11 @@
 import io
+from dataclasses import replace
 
 import pytest
 from fabricated import PROVENANCE, fabricate
 from rich.console import Console
 
-from autocomp.report.table import as_document, print_front
+from autocomp.report.table import as_document, front_table, print_front
 from autocomp.rundir import read_run
 
 
@@ -21,6 +22,26 @@ def test_table_fits_and_cuts_nothing(run, width):
     assert max(map(len, table.splitlines())) <= width
     assert "…" not in text
     assert " ".join(text.split()).count(PROVENANCE) == 1
+
+
+@pytest.mark.parametrize(
+    ("factor", "unit", "float_row"),
+    [(1, "ms", ("6.20", "5.58–6.82")), (1e-3, "µs", ("6.20", "5.58–6.82")), (1e-2, "µs", ("62.0", "55.8–68.2"))],
+)
+def test_tiny_latencies_are_not_cut(run, factor, unit, float_row):
+    data = read_run(run)
+    scaled = [
+        replace(m, **{name: getattr(m, name) * factor for name in ("latency_ms", "latency_low_ms", "latency_high_ms")})
+        for m in [*data.references.values(), *data.front]
+    ]
+    count = len(data.references)
+    tiny = replace(data, references={m.name: m for m in scaled[:count]}, front=scaled[count:])
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(front_table(tiny))
+    lines = stream.getvalue().splitlines()
+    assert "…" not in stream.getvalue()
+    assert unit in lines[1].split()
+    assert set(float_row) <= set(next(line for line in lines if "float" in line).split())
 
 
 def test_references_stand_on_top_and_points_are_sorted_by_bytes(run):
