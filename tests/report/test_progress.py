@@ -57,6 +57,18 @@ def test_plain_says_where_it_stood_when_interrupted():
     assert "2/40 trials" in stream.getvalue().splitlines()[-1]
 
 
+def test_the_time_left_is_as_told_where_somebody_knows_it():
+    stream = io.StringIO()
+    with PlainDisplay(stream, interval_s=0) as display:
+        display.phase("measuring", 100)
+        display.advance(50, 3 * 60.0)
+        display.phase("fitting", 100)
+        display.advance(0)
+    lines = stream.getvalue().splitlines()
+    assert "measuring 50/100 · 3:00 left" in lines[1]
+    assert "left" not in lines[-1]
+
+
 @pytest.mark.parametrize("width", [40, 80, 140])
 def test_live_fits_the_terminal(width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, legacy_windows=False)
