@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 MARK = 0x5A0000  # as in plugin.c
 
 
-def values(tensor: ort.NodeArg) -> NDArray[np.float32] | NDArray[np.uint8]:
+FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def values(tensor: ort.NodeArg) -> NDArray[np.generic]:
     """Random values for an input: bytes, or floats near 1 that neither vanish nor overflow along a chain."""
     random = np.random.default_rng(0)
     shape = tuple(map(int, tensor.shape))
-    if tensor.type == "tensor(float)":
-        return random.uniform(0.9, 1.1, shape).astype(np.float32)
+    if tensor.type in FLOATS:
+        return random.uniform(0.9, 1.1, shape).astype(FLOATS[tensor.type])
     return random.integers(0, 256, shape).astype(np.uint8)
 
 

@@ -45,6 +45,18 @@ class Simulation:
     spread_us: float
 
 
+@dataclass(frozen=True, slots=True)
+class ModelRun:
+    """A whole ONNX model on a simulated core.
+
+    cycles: of one inference, the call of the session included, before any calibration. operators: how often each
+    stands in the optimized graph.
+    """
+
+    cycles: float
+    operators: Counter[str]
+
+
 def repeats(kernel: Kernel) -> tuple[int, int]:
     """Copies of the kernel in its two models, whose difference is priced."""
     work = kernel.macs // 4 + kernel.in_elements + kernel.out_elements
@@ -119,16 +131,21 @@ class Simulator:
             waiting = waiting[len(reports) + 1 :]
         return done
 
-    def model_cycles(self, model: bytes) -> float:
-        """Cycles of one inference of a whole ONNX model, the call of the session included."""
+    def run_models(self, models: Sequence[bytes]) -> list[ModelRun]:
+        """One inference of each whole ONNX model, in one process. RunError if one does not run."""
         with TemporaryDirectory(prefix="arm_simulation-") as name:
             folder = Path(name)
-            path = folder / "model.onnx"
-            path.write_bytes(model)
-            errors, ending = self._run_guest([path], folder / "blocks")
-            if errors != [None]:
-                raise RunError(f"the model did not run on the simulated core: {errors[0] if errors else ending}")
-            return self._pricer.cycles(_fewest(folder / "blocks", 0))
+            paths = [folder / f"{index}.onnx" for index in range(len(models))]
+            for path, model in zip(paths, models, strict=True):
+                path.write_bytes(model)
+            errors, ending = self._run_guest(paths, folder / "blocks")
+            if errors != [None] * len(models):
+                failed = [error for error in errors if error is not None]
+                raise RunError(f"a model did not run on the simulated core: {failed[0] if failed else ending}")
+            cycles = [self._pricer.cycles(_fewest(folder / "blocks", index)) for index in range(len(models))]
+            return [
+                ModelRun(count, executed_operators(_optimized(path))) for count, path in zip(cycles, paths, strict=True)
+            ]
 
     def _run(self, kernels: Sequence[Kernel], folder: Path) -> tuple[list[tuple[Counter[Block], ...] | str], str]:
         """Histograms of each kernel's two models, or why there are none; fewer than kernels if the process died.
@@ -179,9 +196,14 @@ def executed_operators(optimized: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(str(optimized)).graph.node)
 
 
+def _optimized(model: Path) -> Path:
+    """Where the guest writes the optimized graph of a model."""
+    return model.with_name(f"{model.name}.optimized")
+
+
 def _not_as_asked(kernel: Kernel, model: Path) -> str:
     """What is wrong with the graph that ONNX Runtime executed; empty if it holds the kernel's own operator."""
-    operators = executed_operators(model.with_name(model.name + ".optimized"))
+    operators = executed_operators(_optimized(model))
     expected = EXECUTED_AS[kernel.op, kernel.precision]
     if any(operators[name] for name in expected):
         return ""
