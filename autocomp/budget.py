@@ -1,12 +1,19 @@
-"""Budgets: how many bytes, how many milliseconds, how much accuracy may be lost."""
+"""Budgets: how many bytes on disk and in memory, how many milliseconds, how much accuracy may be lost."""
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autocomp.errors import UserError
+
+#: One candidate's figure, or those of many.
+Figure = TypeVar("Figure", float, NDArray[np.floating[Any]])
 
 _BYTES = {
     "": 1, "b": 1, "byte": 1, "bytes": 1,
@@ -29,11 +36,11 @@ def _parse(text: str, units: Mapping[str, Fraction | int], what: str, examples: 
     return Fraction(match[1]) * unit
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, option: str = "--budget") -> int:
     """`4MB` is 4,000,000 bytes, `4MiB` is 4,194,304. A fraction of a byte is rounded down."""
-    value = _parse(text, _BYTES, "--budget", "4MB, 500kB or 4MiB")
+    value = _parse(text, _BYTES, option, "4MB, 500kB or 4MiB")
     if value < 1:
-        raise UserError(f"--budget: must be at least 1 byte, got {text!r}; try 4MB")
+        raise UserError(f"{option}: must be at least 1 byte, got {text!r}; try 4MB")
     return int(value)
 
 
@@ -60,31 +67,32 @@ class Budget:
     size_bytes: bytes of the file on disk, everything counted.
     latency_ms: milliseconds by the profile's table, one inference at batch size 1.
     accuracy_drop: largest loss against the float network on the validation split, as a fraction.
+    memory_bytes: peak memory of activations in one inference, weights not counted; see `hardware.memory`.
     """
 
     size_bytes: int | None = None
     latency_ms: float | None = None
     accuracy_drop: float | None = None
+    memory_bytes: int | None = None
 
-    def excess(self, size_bytes: float, latency_ms: float) -> float:
-        """How far the worse of size and latency is over its bound, relative to the bound; ≤ 0 fits."""
-        over = -1.0
-        if self.size_bytes is not None:
-            over = max(over, size_bytes / self.size_bytes - 1)
-        if self.latency_ms is not None:
-            over = max(over, latency_ms / self.latency_ms - 1)
-        return over
+    def shares(self, size_bytes: Figure, latency_ms: Figure, memory_bytes: Figure) -> dict[str, Figure]:
+        """Each bounded cost as a share of its bound, by the constraint's name; above 1 breaks it."""
+        costs = {"size": size_bytes, "latency": latency_ms, "memory": memory_bytes}
+        bounds = {"size": self.size_bytes, "latency": self.latency_ms, "memory": self.memory_bytes}
+        return {name: costs[name] / bound for name, bound in bounds.items() if bound is not None}
 
-    def admits(self, size_bytes: float, latency_ms: float) -> bool:
-        return self.excess(size_bytes, latency_ms) <= 0
+    def excess(self, size_bytes: float, latency_ms: float, memory_bytes: float) -> float:
+        """How far the worst of size, latency and memory is over its bound, relative to the bound; ≤ 0 fits."""
+        return max(self.shares(size_bytes, latency_ms, memory_bytes).values(), default=0.0) - 1
 
-    def binding(self, size_bytes: float, latency_ms: float) -> str:
-        """Name of the constraint that a candidate of this cost breaks most: "size", "latency" or ""."""
-        size = size_bytes / self.size_bytes if self.size_bytes is not None else 0.0
-        latency = latency_ms / self.latency_ms if self.latency_ms is not None else 0.0
-        if max(size, latency) <= 1:
-            return ""
-        return "size" if size >= latency else "latency"
+    def admits(self, size_bytes: float, latency_ms: float, memory_bytes: float) -> bool:
+        return self.excess(size_bytes, latency_ms, memory_bytes) <= 0
+
+    def binding(self, size_bytes: float, latency_ms: float, memory_bytes: float) -> str:
+        """The constraint that a candidate of this cost breaks most: "size", "latency", "memory", or "" for none."""
+        shares = self.shares(size_bytes, latency_ms, memory_bytes)
+        worst = max(shares, key=lambda name: shares[name], default="")
+        return worst if worst and shares[worst] > 1 else ""
 
     def __str__(self) -> str:
         parts = []
@@ -92,6 +100,8 @@ class Budget:
             parts.append(f"{self.size_bytes:,} bytes")
         if self.latency_ms is not None:
             parts.append(f"{self.latency_ms:g} ms")
+        if self.memory_bytes is not None:
+            parts.append(f"{self.memory_bytes:,} bytes of memory")
         if self.accuracy_drop is not None:
             parts.append(f"{self.accuracy_drop * 100:g} points of accuracy lost")
         return " and ".join(parts) if parts else "no bound"

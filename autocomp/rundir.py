@@ -31,7 +31,8 @@ class Measured:
     """A file's figures. name: the candidate's id, or "float" / "int8" for a reference.
 
     accuracy: on the validation split; test_accuracy: on the test split, None before it was scored. Both in [0, 1].
-    latency_low_ms, latency_high_ms: the table's band. file: path inside the run directory, "" for none.
+    latency_low_ms, latency_high_ms: the table's band. memory_bytes: predicted peak of activations, None in runs of
+    releases that did not predict it. file: path inside the run directory, "" for none.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Measured:
     latency_high_ms: float
     provenance: str = ""
     file: str = ""
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,7 @@ def _read_policies(run: Path, front: tuple[Measured, ...], entries: tuple[Entry,
 
 
 def _measured(row: Mapping[str, Any]) -> Measured:
-    test = row.get("test_accuracy")
+    test, memory = row.get("test_accuracy"), row.get("memory_bytes")
     latency = float(row["latency_ms"])
     return Measured(
         name=str(row["name"]),
@@ -185,6 +187,7 @@ def _measured(row: Mapping[str, Any]) -> Measured:
         latency_high_ms=float(row["latency_high_ms"]),
         provenance=str(row.get("provenance") or ""),
         file=str(row.get("file") or ""),
+        memory_bytes=None if memory in (None, "") else int(float(memory)),
     )
 
 

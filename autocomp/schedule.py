@@ -105,10 +105,10 @@ class Schedule:
         """Record what came back for a candidate."""
         candidate = self._candidates[candidate_id]
         cost = self.cost.of_policy(candidate.policy)
-        latency, low, high = (float(values[0]) for values in cost[1:])
+        _, latency, low, high, memory = (float(values[0]) for values in cost)
         if report.error or report.accuracy is None or report.size_bytes is None:
             outcome = Outcome(Status.FAILED, reason=report.error or "the trial gave no result")
-        elif not self.budget.admits(report.size_bytes, latency):
+        elif not self.budget.admits(report.size_bytes, latency, memory):
             # The prediction let it through and the file is larger: the file decides.
             outcome = Outcome(
                 Status.INFEASIBLE, None, report.size_bytes, latency,
@@ -177,11 +177,14 @@ class Schedule:
 
     def _settle_infeasible(self, candidate: Candidate) -> bool:
         cost = self.cost(np.array([candidate.genes]))
-        size, latency, low, high = (float(values[0]) for values in cost)
-        if self.budget.admits(size, latency):
+        size, latency, low, high, memory = (float(values[0]) for values in cost)
+        if self.budget.admits(size, latency, memory):
             return False
-        binding = self.budget.binding(size, latency)
-        reason = f"predicted {size:,.0f} bytes and {latency:.3g} ms; {binding} breaks the budget of {self.budget}"
+        binding = self.budget.binding(size, latency, memory)
+        reason = (
+            f"predicted {size:,.0f} bytes, {latency:.3g} ms and {memory:,.0f} bytes of memory; "
+            f"{binding} breaks the budget of {self.budget}"
+        )
         self._record(candidate, Outcome(Status.INFEASIBLE, None, round(size), latency, reason), low, high, 0.0, {})
         return True
 

@@ -47,7 +47,7 @@ from autocomp.trial import TrialRunner
 
 COLUMNS = (
     "id", "controller", "accuracy", "test_accuracy", "float_accuracy", "size_bytes", "latency_ms", "latency_low_ms",
-    "latency_high_ms", "provenance", "file",
+    "latency_high_ms", "memory_bytes", "provenance", "file",
 )  # fmt: skip
 
 
@@ -170,31 +170,34 @@ def plain_int8(network: NetworkSpec, profile: HardwareProfile) -> Policy:
 
 
 def controller_cost(model: CostModel) -> CostFunction:
-    """What a controller may know of the costs: bytes and milliseconds, without bands."""
+    """What a controller may know of the costs: bytes, milliseconds and memory, without bands."""
 
     def cost(genes: Any) -> Costs:
         full = model(genes)
-        return Costs(full.size_bytes, full.latency_ms)
+        return Costs(full.size_bytes, full.latency_ms, full.memory_bytes)
 
     return cost
 
 
 def check_reachable(prepared: Prepared) -> None:
     """UserError where nothing in the space fits the budget: nearest candidate, binding constraint, smallest budget."""
-    budget, space, cost = prepared.settings.budget, prepared.space, prepared.cost
-    nearest = nearest_fit(space, controller_cost(cost), budget)
-    size, latency = (float(v[0]) for v in cost(nearest[None])[:2])
-    if budget.admits(size, latency):
+    budget, space, cost = prepared.settings.budget, prepared.space, controller_cost(prepared.cost)
+    size, latency, memory = (float(values[0]) for values in cost(nearest_fit(space, cost, budget)[None]))
+    if budget.admits(size, latency, memory):
         return
-    by_size, by_latency = smallest_reachable(space, controller_cost(cost))
-    least_bytes = float(cost(by_size[None]).size_bytes[0])
-    least_ms = float(cost(by_latency[None]).latency_ms[0])
-    binding = budget.binding(size, latency)
+    least = (float(values.min()) for values in cost(np.stack(smallest_reachable(space, cost))))
     raise UserError(
-        f"nothing in the space fits the budget of {budget}: the nearest candidate takes {size:,.0f} bytes and "
-        f"{latency:.4g} ms, and {binding} binds; the smallest reachable are {least_bytes:,.0f} bytes and "
-        f"{least_ms:.4g} ms: raise the budget to that or offer stronger compression with --space"
+        f"nothing in the space fits the budget of {budget}: the nearest candidate takes "
+        f"{_spelled(budget, size, latency, memory)}, and {budget.binding(size, latency, memory)} binds; "
+        f"the smallest reachable are {_spelled(budget, *least)}: "
+        "raise the budget to that or offer stronger compression with --space"
     )
+
+
+def _spelled(budget: Budget, size_bytes: float, latency_ms: float, memory_bytes: float) -> str:
+    """Costs as text; memory only where it is bounded."""
+    text = f"{size_bytes:,.0f} bytes and {latency_ms:.4g} ms"
+    return text if budget.memory_bytes is None else f"{text} and {memory_bytes:,.0f} bytes of memory"
 
 
 def run_search(settings: SearchSettings, display: Display) -> Path:
@@ -312,7 +315,8 @@ def _references(prepared: Prepared, run: Path) -> dict[str, rundir.Measured]:
             cost = prepared.cost.of_policy(policy)
             found[name] = rundir.Measured(
                 name, result.accuracy, test.accuracy(run / file, runner.scorer, run / rundir.MODELS / "float.onnx"),
-                result.size_bytes, *_milliseconds(cost), provenance=prepared.provenance, file=file,
+                result.size_bytes, *_milliseconds(cost), memory_bytes=_memory(cost),
+                provenance=prepared.provenance, file=file,
             )  # fmt: skip
             (run / rundir.POLICIES / f"{name}.json").write_text(policy.to_json())
     finally:
@@ -323,6 +327,10 @@ def _references(prepared: Prepared, run: Path) -> dict[str, rundir.Measured]:
 
 def _milliseconds(cost: Cost) -> tuple[float, float, float]:
     return float(cost.latency_ms[0]), float(cost.latency_low_ms[0]), float(cost.latency_high_ms[0])
+
+
+def _memory(cost: Cost) -> int:
+    return round(float(cost.memory_bytes[0]))
 
 
 class TestSplit:
@@ -346,7 +354,7 @@ class TestSplit:
 
 
 def admitted(entries: Sequence[Entry], budget: Budget, float_accuracy: float) -> list[Entry]:
-    """Completed entries within the bound on accuracy; bytes and latency were checked when they completed."""
+    """Completed entries within the bound on accuracy; the other bounds were checked when they completed."""
     if budget.accuracy_drop is None:
         return list(entries)
     least = float_accuracy - budget.accuracy_drop - 1e-9
@@ -367,7 +375,9 @@ def _finish(prepared: Prepared, schedule: Schedule, run: Path, references: dict[
                 "test_accuracy": test.accuracy(run / file, scorer, run / rundir.MODELS / "float.onnx"),
                 "float_accuracy": references["float"].accuracy, "size_bytes": (run / file).stat().st_size,
                 "latency_ms": entry.outcome.latency_ms, "latency_low_ms": entry.latency_low_ms,
-                "latency_high_ms": entry.latency_high_ms, "provenance": prepared.provenance, "file": file,
+                "latency_high_ms": entry.latency_high_ms,
+                "memory_bytes": _memory(prepared.cost.of_policy(entry.policy)),
+                "provenance": prepared.provenance, "file": file,
             })  # fmt: skip
             (run / rundir.POLICIES / f"{entry.id}.json").write_text(entry.policy.to_json())
     _write_front(run / rundir.FRONT, rows)
@@ -519,10 +529,12 @@ def compress(policy_path: Path, settings: SearchSettings) -> Path:
             held_out = TestSplit(prepared, Path(folder)).accuracy(out / "model.onnx", runner.scorer, reference)
         finally:
             runner.close()
-        latency, low, high = _milliseconds(prepared.cost.of_policy(policy))
+        cost = prepared.cost.of_policy(policy)
+        latency, low, high = _milliseconds(cost)
         figures = {
             "accuracy": result.accuracy, "test_accuracy": held_out, "size_bytes": result.size_bytes,
-            "latency_ms": latency, "latency_low_ms": low, "latency_high_ms": high, "provenance": prepared.provenance,
+            "latency_ms": latency, "latency_low_ms": low, "latency_high_ms": high, "memory_bytes": _memory(cost),
+            "provenance": prepared.provenance,
         }  # fmt: skip
         (out / "figures.json").write_text(json.dumps(figures, indent=1))
         (out / "policy.json").write_text(policy.to_json())

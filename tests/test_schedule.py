@@ -40,11 +40,11 @@ class Costs:
 
     def __call__(self, genes: np.ndarray) -> Cost:
         units = np.asarray(genes)[:, 0].astype(float)
-        return Cost(100 * units, units, 0.9 * units, 1.1 * units)
+        return Cost(100 * units, units, 0.9 * units, 1.1 * units, 1000 * units)
 
     def of_policy(self, policy: Policy) -> Cost:
         one = np.ones(1)
-        return Cost(100 * one, one, 0.9 * one, 1.1 * one)
+        return Cost(100 * one, one, 0.9 * one, 1.1 * one, 1000 * one)
 
 
 class Clock:

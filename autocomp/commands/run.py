@@ -20,6 +20,7 @@ def search(
     budget: Quantity = None,
     max_latency: Quantity = None,
     max_accuracy_drop: Quantity = None,
+    max_memory: Quantity = None,
     controller: str = "tpe",
     trials: Number = None,
     minutes: Annotated[float | None, Parameter(allow_leading_hyphen=True)] = None,
@@ -39,6 +40,8 @@ def search(
         Most time one inference may take on the device, such as 2ms or 500us.
     max_accuracy_drop
         Most accuracy that may be lost against the float network, in percentage points.
+    max_memory
+        Most memory that activations may take in one inference, such as 2MB; weights are not counted.
     controller
         What proposes candidates: tpe, ddpg, evolution, random or uniform.
     trials
@@ -60,6 +63,7 @@ def search(
         None if budget is None else parse_bytes(budget),
         None if max_latency is None else parse_milliseconds(max_latency),
         None if max_accuracy_drop is None else parse_accuracy_drop(max_accuracy_drop),
+        None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
     )
     settings = search_settings(
         options,

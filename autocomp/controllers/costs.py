@@ -13,10 +13,11 @@ Floats = NDArray[np.float64]
 
 
 class Costs(NamedTuple):
-    """Predicted costs of n candidates: size_bytes (n,), latency_ms (n,)."""
+    """Predicted costs of n candidates: size_bytes (n,), latency_ms (n,), memory_bytes (n,): what a budget bounds."""
 
     size_bytes: Floats
     latency_ms: Floats
+    memory_bytes: Floats
 
 
 #: Genes (n, len(space)) → Costs of the n candidates. Must be a pure function: controllers replay what they asked.
@@ -24,14 +25,10 @@ CostFunction = Callable[[Genes], Costs]
 
 
 def violation(costs: Costs, budget: Budget) -> Floats:
-    """How far each candidate is over its bounds, summed over size and latency and relative to each bound, (n,).
+    """How far each candidate is over its bounds, summed over them and relative to each, (n,).
 
-    0 exactly where `budget.admits`. The sum, unlike `budget.excess` (the worse of the two), also falls when a step
-    mends the lesser breach, so a greedy walk does not stall while two bounds are broken.
+    0 exactly where `budget.admits`. The sum, unlike `budget.excess` (the worst of them), also falls when a step mends
+    a lesser breach, so a greedy walk does not stall while several bounds are broken.
     """
-    over = np.zeros(len(costs.size_bytes))
-    if budget.size_bytes is not None:
-        over += np.maximum(0.0, np.asarray(costs.size_bytes, dtype=float) / budget.size_bytes - 1)
-    if budget.latency_ms is not None:
-        over += np.maximum(0.0, np.asarray(costs.latency_ms, dtype=float) / budget.latency_ms - 1)
-    return over
+    shares = budget.shares(*(np.asarray(cost, dtype=float) for cost in costs))
+    return sum((np.maximum(0.0, share - 1) for share in shares.values()), np.zeros(len(costs.size_bytes)))

@@ -144,7 +144,7 @@ class DdpgController(AnchoredController):
     def _log_costs(self, genes: Genes) -> Floats:
         """log(size), log(latency) relative to the uncompressed network, (n, 2)."""
         batch = np.concatenate([self.space.largest[None], genes])
-        logs = np.log(np.maximum(np.stack([np.asarray(c, dtype=float) for c in self.cost(batch)], axis=1), 1e-9))
+        logs = np.log(np.maximum(np.stack([np.asarray(c, dtype=float) for c in self.cost(batch)[:2]], axis=1), 1e-9))
         return np.asarray(logs[1:] - logs[:1], dtype=float)
 
     # Walking -------------------------------------------------------------------------------------------------------
@@ -185,23 +185,23 @@ class DdpgController(AnchoredController):
         costs = self.cost(options.reshape(-1, genes.shape[1]))
         for episode, budget in enumerate(budgets):
             part = slice(episode * len(LOWERINGS), (episode + 1) * len(LOWERINGS))
-            fits = violation(type(costs)(costs.size_bytes[part], costs.latency_ms[part]), budget) <= 0
+            fits = violation(type(costs)(*(cost[part] for cost in costs)), budget) <= 0
             genes[episode] = options[episode, int(np.argmax(fits)) if fits.any() else -1]
         return genes
 
     def _episode_budget(self, parent: Genes) -> Budget:
-        """A budget around the parent's cost, never looser than the real one."""
-        size, latency = (float(np.asarray(column)[0]) for column in self.cost(parent[None]))
+        """A budget around the parent's size and latency, never looser than the real one; the real one of memory."""
+        size, latency = (float(np.asarray(column)[0]) for column in self.cost(parent[None])[:2])
         factors = np.exp(self.rng.uniform(-0.5, 0.5, size=2))
         size, latency = size * factors[0], latency * factors[1]
         if self.budget.size_bytes is not None:
             size = min(size, self.budget.size_bytes)
         if self.budget.latency_ms is not None:
             latency = min(latency, self.budget.latency_ms)
-        return Budget(max(1, int(size)), max(latency, 1e-9))
+        return Budget(max(1, int(size)), max(latency, 1e-9), memory_bytes=self.budget.memory_bytes)
 
     def _relative(self, budget: Budget) -> Floats:
-        size, latency = (float(np.asarray(column)[0]) for column in self.cost(self.space.largest[None]))
+        size, latency = (float(np.asarray(column)[0]) for column in self.cost(self.space.largest[None])[:2])
         assert budget.size_bytes is not None and budget.latency_ms is not None
         return np.log([budget.size_bytes / max(size, 1e-9), budget.latency_ms / max(latency, 1e-9)])
 

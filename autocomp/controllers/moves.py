@@ -138,7 +138,7 @@ class Moves:
             return np.zeros(0)
         batch = np.repeat(self.space.largest[None], len(self.space) + 1, axis=0)
         batch[self.columns, self.columns] = 0
-        size, latency = (np.asarray(column, dtype=float) for column in cost(batch))
+        size, latency = (np.asarray(column, dtype=float) for column in cost(batch)[:2])
         shares: Floats = sum((c[-1] - c[:-1]) / max(c[-1], 1e-12) for c in (size, latency))
         return shares
 

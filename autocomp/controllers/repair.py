@@ -96,8 +96,8 @@ def nearest_fit(space: SearchSpace, cost: CostFunction, budget: Budget, moves: M
     return ends[int(np.argmin(violation(cost(np.stack(ends)), budget)))]
 
 
-def smallest_reachable(space: SearchSpace, cost: CostFunction) -> tuple[Genes, Genes]:
-    """The candidates of least size and of least latency, (G,) each: what to report when nothing fits.
+def smallest_reachable(space: SearchSpace, cost: CostFunction) -> tuple[Genes, Genes, Genes]:
+    """The candidates of least size, of least latency and of least memory, (G,) each: for when nothing fits.
 
     Found by coordinate search from uniform starts, so they are bounds that can be reached, not proofs of a minimum.
     """
@@ -110,7 +110,8 @@ def smallest_reachable(space: SearchSpace, cost: CostFunction) -> tuple[Genes, G
         ends = [_descend(start, space, objective) for start in starts]
         return ends[int(np.argmin(objective(np.stack(ends))))]
 
-    return least(Costs._fields.index("size_bytes")), least(Costs._fields.index("latency_ms"))
+    size, latency, memory = (least(column) for column in range(len(Costs._fields)))
+    return size, latency, memory
 
 
 def _starts(space: SearchSpace) -> list[Genes]:
@@ -180,7 +181,7 @@ def _gentlest(current: Genes, stepped: Genes, rows: NDArray[np.int64], cost: Cos
     """
     batch = np.repeat(current[None], len(rows), axis=0)
     batch[np.arange(len(rows)), rows] = stepped[rows]
-    excess = np.array([budget.excess(size, latency) for size, latency in zip(*cost(batch), strict=True)])
+    excess = np.array([budget.excess(*costs) for costs in zip(*cost(batch), strict=True)])
     end: Genes = batch[int(np.argmax(np.where(excess <= 0, excess, -np.inf)))]
     return end
 

@@ -78,7 +78,7 @@ def most_promising(
     unknown = np.concatenate([pool, waiting])
     mean, deviation = model.predict(unknown)
     mean[: len(pool)] += OPTIMISM * deviation[: len(pool)]
-    points = _objectives(-mean, *cost(unknown))
+    points = _objectives(-mean, *cost(unknown)[:2])
     front = _objectives(*known.T)
     front = np.concatenate([front[non_dominated(front)], points[len(pool) :]])
     span = np.ptp(front, axis=0)

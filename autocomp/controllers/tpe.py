@@ -109,5 +109,6 @@ class TpeController(AnchoredController):
         if outcome.status is Status.INFEASIBLE:
             size_bytes, latency_ms = outcome.size_bytes or 0, outcome.latency_ms or 0.0
             # It was found to break the budget, even where the prediction at hand says that it does not.
-            excess = max(self.budget.excess(size_bytes, latency_ms), 1e-3)
+            memory_bytes = float(self.cost(np.array([candidate.genes])).memory_bytes[0])
+            excess = max(self.budget.excess(size_bytes, latency_ms, memory_bytes), 1e-3)
             self._add(candidate, TrialState.PRUNED, {"budget": excess})

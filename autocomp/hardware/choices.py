@@ -190,11 +190,11 @@ class Layout:
         self.steps: list[Step] = []
         self._gene_of = {(gene.kind, gene.target): index for index, gene in enumerate(space.genes)}
         self.width = len(space) + 2
-        self._never, self._always = Flag(len(space), (False,)), Flag(len(space) + 1, (True,))
+        self.never, self._always = Flag(len(space), (False,)), Flag(len(space) + 1, (True,))
         self._kept: dict[int, int] = {}
         self._totals: dict[tuple[int, ...], Axis] = {}
         self.executed: list[Flag] = []
-        self.stored: dict[int, Flag] = {NETWORK_INPUT: self._never}
+        self.stored: dict[int, Flag] = {NETWORK_INPUT: self.never}
         for node in self.network.kernels:
             self._place_precision(node)
         self.converted = {source: self._conversion(source) for source in self.stored}
@@ -205,7 +205,7 @@ class Layout:
             room = np.empty((self.width, len(genes)), dtype=np.int16)
         columns = room[:, : len(genes)]
         columns[: len(self.space)] = genes.astype(columns.dtype).T  # narrowed first: a quarter to turn in the cache
-        columns[self._never.column], columns[self._always.column] = 0, 1
+        columns[self.never.column], columns[self._always.column] = 0, 1
         for step in self.steps:
             step.fill(columns)
         return columns
@@ -278,22 +278,22 @@ class Layout:
         elif not node.output and node.int8 and node.inputs:
             flag = self._all([self.stored[source] for source in node.inputs])
         else:
-            flag = self._never
-        self.stored[len(self.executed)] = self._never if node.output and node.op == "linear" else flag
+            flag = self.never
+        self.stored[len(self.executed)] = self.never if node.output and node.op == "linear" else flag
         self.executed.append(flag)
 
     def _decided(self, layer: str) -> Flag:
         dimensions, choices = self.decisions(layer)
         int8 = np.array([choice.activation == "int8" for choice in choices])
         if len(set(int8.tolist())) == 1:
-            return self._always if int8[0] else self._never
+            return self._always if int8[0] else self.never
         column = self._new_column()
         self.steps.append(Lookup(column, dimensions[0].column, int8.astype(np.int16)))
         return Flag(column, (False, True))
 
     def _all(self, flags: Sequence[Flag]) -> Flag:
         if any(flag.values == (False,) for flag in flags):
-            return self._never
+            return self.never
         varied = {flag.column: flag for flag in flags if len(flag.values) > 1}
         if len(varied) < 2:
             return next(iter(varied.values()), self._always)
@@ -305,12 +305,12 @@ class Layout:
         stored = self.stored[source]
         readers = [self.executed[reader] for reader, node in enumerate(self.network.kernels) if source in node.inputs]
         if source != NETWORK_INPUT and self.network.kernels[source].output:
-            readers.append(self._never)  # whoever called reads float
+            readers.append(self.never)  # whoever called reads float
         others = {reader.column: reader for reader in readers if reader.column != stored.column}
         if any(len(reader.values) == len(stored.values) == 1 for reader in others.values()):
             return self._always
         if not others:
-            return self._never
+            return self.never
         column = self._new_column()
         self.steps.append(AnyDiffer(column, tuple((stored.column, other) for other in others)))
         return Flag(column, (False, True))

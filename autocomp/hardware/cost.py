@@ -18,6 +18,7 @@ from autocomp.hardware.choices import (
     result_shape,
 )
 from autocomp.hardware.estimator import LatencyModel
+from autocomp.hardware.memory import PeakMemory, peak_memory
 from autocomp.hardware.population import CHUNK, Accumulated, Term
 from autocomp.kernel import Kernel
 from autocomp.network import LayerSpec, NetworkSpec, plan_execution
@@ -60,12 +61,16 @@ class Sizes(Protocol):
 
 
 class Cost(NamedTuple):
-    """Costs of n candidates, each (n,): bytes of the file; milliseconds and the ends of their band."""
+    """Costs of n candidates, each (n,): bytes of the file; milliseconds and the ends of their band; peak memory.
+
+    memory_bytes: of activations, see `memory`.
+    """
 
     size_bytes: Floats
     latency_ms: Floats
     latency_low_ms: Floats
     latency_high_ms: Floats
+    memory_bytes: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,28 +116,30 @@ class CostModel:
         fixed = Term.of(_bytes(np.array(float(sizes.fixed_bytes()))))
         self._figures = Accumulated.of([fixed, *terms])
         self._definitions = self._prepare_definitions()
+        self._memory = PeakMemory(self.layout)
 
     def __call__(self, genes: Genes) -> Cost:
         """genes: (n, len(space)) choice indices."""
         genes = np.atleast_2d(np.asarray(genes, dtype=np.int64))
-        figures = np.empty((len(genes), 4))
+        figures, memory = np.empty((len(genes), 4)), np.empty(len(genes))
         room = None
         for start in range(0, len(genes), CHUNK):
             part = slice(start, start + CHUNK)
             columns = self.layout.columns(genes[part], room)
             self._figures(columns, figures[part])
             figures[part, 3] += self._definitions(columns)
+            memory[part] = self._memory(columns)
             room = columns if room is None else room
         latency, low, high, size = figures.T
-        return Cost(size, latency, low, high)
+        return Cost(size, latency, low, high, memory)
 
     def of_policy(self, policy: Policy) -> Cost:
         """Cost of any policy of the network, whether the space offers it or not; arrays of length 1."""
         estimate = self.latency.predict([kernel for kernel, _ in network_kernels(self.network, policy)])
-        return Cost(
-            np.array([float(self._policy_bytes(policy))]),
-            *(np.array([values.sum() / 1000]) for values in (estimate.us, estimate.low_us, estimate.high_us)),
-        )
+        latency, low, high = (float(values.sum()) / 1000 for values in (estimate.us, estimate.low_us, estimate.high_us))
+        figures = (self._policy_bytes(policy), latency, low, high, peak_memory(self.network, policy))
+        size, latency_ms, low_ms, high_ms, memory = (np.array([float(figure)]) for figure in figures)
+        return Cost(size, latency_ms, low_ms, high_ms, memory)
 
     def _policy_bytes(self, policy: Policy) -> int:
         size = self.sizes.fixed_bytes()
@@ -171,18 +178,15 @@ class CostModel:
             if node.free:
                 continue
             shapes = self.layout.kernel_shapes(node)
-            sizes = [dimension.size for dimension in shapes.dimensions]
             by_precision = {
-                int8: known.over(kernels_over(node, "int8" if int8 else "fp32", shapes)).reshape(*sizes, 3)
-                for int8 in flag.values
+                int8: known.over(kernels_over(node, "int8" if int8 else "fp32", shapes)) for int8 in flag.values
             }
             if node.layer is not None:
                 which, choices = self.layout.decisions(node.layer)
                 values = [by_precision[choice.activation == "int8"] for choice in choices]
             else:
                 which, values = flag.dimensions, [by_precision[int8] for int8 in flag.values]
-            stacked = np.stack(values) if which else values[0]
-            terms.append(Term.of(_latency(stacked), *which, *shapes.dimensions))
+            terms.append(Term.of(_latency(np.stack(values)), *which, *shapes.dimensions))
         return terms
 
     def _tensor_terms(self, known: "_Latencies") -> list[Term]:
@@ -203,8 +207,7 @@ class CostModel:
                         figures[i, j, :, 3] += self.sizes.tensor_bytes(source)
             if figures.any():
                 dimensions = (*stored.dimensions, *converted.dimensions, *axis.dimensions)
-                sizes = [dimension.size for dimension in dimensions]
-                terms.append(self._by_decision(source, Term.of(figures.reshape(*sizes, 4), *dimensions)))
+                terms.append(self._by_decision(source, Term.of(figures, *dimensions)))
         return terms
 
     def _by_decision(self, source: int, term: Term) -> Term:
@@ -224,8 +227,7 @@ class CostModel:
             shapes = self.layout.layer_shapes(layer)
             counts = layer_sizes(layer, shapes.inputs, shapes.outputs)
             amounts = np.stack([self.sizes.layer_bytes(layer, decision, *counts) for decision in decisions])
-            over = (*dimensions, *shapes.dimensions)
-            terms.append(Term.of(_bytes(amounts.reshape([dimension.size for dimension in over])), *over))
+            terms.append(Term.of(_bytes(amounts), *dimensions, *shapes.dimensions))
         return terms
 
     def _full_decisions(self, layer: LayerSpec) -> tuple[tuple[Dimension, ...], list[LayerPolicy]]:
@@ -307,7 +309,7 @@ class _Definitions:
             bits = np.array([[name in choice for name in names] for choice in choices], dtype=bool)
             padded = np.pad(bits, ((0, 0), (0, 64 * words - len(names))))
             masks = np.packbits(padded, axis=1, bitorder="little").view(np.uint64)
-            terms.append(Term.of(masks.reshape(*(dimension.size for dimension in dimensions), words), *dimensions))
+            terms.append(Term.of(masks, *dimensions))
         of_bits = np.pad([float(amounts[name]) for name in names], (0, 64 * words - len(names))).reshape(-1, 8)
         bits_of_byte = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
         return cls(Accumulated.of(terms, np.bitwise_or), of_bits @ bits_of_byte.T)

@@ -33,9 +33,8 @@ class Term:
 
     @classmethod
     def of(cls, values: Figures, *dimensions: Dimension) -> "Term":
-        """values: (*sizes, figures), or anything that broadcasts to it."""
-        sizes = tuple(dimension.size for dimension in dimensions)
-        return cls(dimensions, np.broadcast_to(values, (*sizes, values.shape[-1])))
+        """values: (…, figures), rows in the order of the dimensions, the last one fastest."""
+        return cls(dimensions, values.reshape(*(dimension.size for dimension in dimensions), values.shape[-1]))
 
     @property
     def rows(self) -> int:

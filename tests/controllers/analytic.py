@@ -97,7 +97,8 @@ class Fake:
         positions = np.array([layer.positions for layer in self.space.network.layers])
         conversions = np.abs(np.diff(is_float.astype(float), axis=1)).sum(axis=1)
         latency = (weights * positions * np.where(is_float, 1.0, 0.35)).sum(axis=1) / 1e7 + 0.02 * conversions
-        return Costs(size, latency)
+        held = (inputs + kept) * positions * np.where(is_float, 4, 1)
+        return Costs(size, latency, held.max(axis=1))
 
     def accuracy(self, genes: Genes) -> np.ndarray:
         bits, sparsity, kept, is_float = self.decoded(genes)
@@ -108,5 +109,5 @@ class Fake:
 
     def run(self, candidate: Candidate) -> Outcome:
         genes = np.array([candidate.genes], dtype=np.int64)
-        size, latency = self.cost(genes)
+        size, latency, _ = self.cost(genes)
         return Outcome(Status.COMPLETE, float(self.accuracy(genes)[0]), int(size[0]), float(latency[0]))

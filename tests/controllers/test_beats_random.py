@@ -20,7 +20,7 @@ def hypervolume(name: str) -> float:
     volumes = []
     for seed in SEEDS:
         fake = Fake.make(16, 4, seed=seed)
-        size, latency = fake.cost(fake.space.largest[None])
+        size, latency, _ = fake.cost(fake.space.largest[None])
         budget = Budget(int(size[0] * 0.12), float(latency[0] * 0.4))
         controller = create(name, fake.space, fake.cost, budget, seed)
         costs = []

@@ -10,6 +10,7 @@ from controllers.analytic import Fake
 
 from autocomp.budget import Budget
 from autocomp.controllers import NAMES, REGISTRY, Controller, create
+from autocomp.controllers.costs import violation
 from autocomp.errors import RunError, UserError
 from autocomp.outcome import Candidate, Outcome, Status
 from autocomp.space import SpaceOptions
@@ -88,8 +89,19 @@ def test_candidates_are_numbered_legal_within_budget_and_new(name: str) -> None:
     for candidate in asked:
         genes = FAKE.space.check(candidate.genes)
         assert candidate.policy == FAKE.space.decode(genes)
-        size, latency = FAKE.cost(genes[None])
-        assert TIGHT.admits(size[0], latency[0])
+        assert TIGHT.admits(*(float(cost[0]) for cost in FAKE.cost(genes[None])))
+
+
+@everyone
+@pytest.mark.parametrize("others", [False, True], ids=["memory alone", "every bound"])
+def test_memory_is_bounded_like_size_and_latency(name: str, others: bool) -> None:
+    bound = int(FULL.memory_bytes[0] * 0.3)
+    budget = Budget(TIGHT.size_bytes if others else None, TIGHT.latency_ms if others else None, memory_bytes=bound)
+    asked = drive(make(name, budget=budget), 16)
+    assert len(asked) == 16
+    costs = FAKE.cost(np.array([candidate.genes for candidate in asked]))
+    assert costs.memory_bytes.max() <= bound
+    assert (violation(costs, budget) == 0).all()
 
 
 @everyone

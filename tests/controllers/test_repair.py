@@ -18,20 +18,20 @@ from autocomp.space import Genes, SpaceOptions
 
 FAKE = Fake.make()
 FULL = FAKE.cost(FAKE.space.largest[None])
-LEAST_SIZE, LEAST_LATENCY = smallest_reachable(FAKE.space, FAKE.cost)
+LEAST_SIZE, *_ = smallest_reachable(FAKE.space, FAKE.cost)
 
 
 def admits(budget: Budget, genes: Genes) -> bool:
-    size, latency = FAKE.cost(genes[None])
-    return budget.admits(size[0], latency[0])
+    return budget.admits(*(float(cost[0]) for cost in FAKE.cost(genes[None])))
 
 
-@given(st.integers(0, 10_000), st.floats(0.01, 1.2), st.floats(0.02, 1.2))
+@given(st.integers(0, 10_000), st.tuples(st.floats(0.01, 1.2), st.floats(0.02, 1.2), st.floats(0.02, 1.2)))
 @settings(max_examples=60, deadline=None)
-def test_repair_meets_every_budget_that_can_be_met(seed: int, size_share: float, latency_share: float) -> None:
+def test_repair_meets_every_budget_that_can_be_met(seed: int, shares: tuple[float, float, float]) -> None:
     rng = np.random.default_rng(seed)
     genes = Moves(FAKE.space).draw(rng)
-    budget = Budget(max(1, int(FULL.size_bytes[0] * size_share)), float(FULL.latency_ms[0] * latency_share))
+    size, latency, memory = (share * float(full[0]) for share, full in zip(shares, FULL, strict=True))
+    budget = Budget(max(1, int(size)), latency, memory_bytes=max(1, int(memory)))
     repaired = FAKE.space.check(repair(genes, FAKE.space, FAKE.cost, budget, rng))
     # The smallest candidate is also the fastest here but for the conversions, of which it has none.
     if admits(budget, FAKE.space.smallest):
@@ -63,9 +63,9 @@ def test_latency_that_rises_with_compression_is_met_all_the_same() -> None:
     """On a device where integer kernels are the slower ones, stepping down from float makes it worse."""
 
     def slow_int8(genes: Genes) -> Costs:
-        size, _ = FAKE.cost(genes)
+        size, _, memory = FAKE.cost(genes)
         is_int8 = ~FAKE.decoded(genes)[3].astype(bool)
-        return Costs(size, 1.0 + is_int8.sum(axis=1).astype(float))
+        return Costs(size, 1.0 + is_int8.sum(axis=1).astype(float), memory)
 
     budget = Budget(latency_ms=1.0)
     for start in (FAKE.space.smallest, FAKE.space.uniform(INT8)):
@@ -78,10 +78,10 @@ def test_a_cost_that_only_falls_when_all_switch_together() -> None:
     """Conversions can make each single switch a loss; the walk then follows the way to a candidate that fits."""
 
     def coupled(genes: Genes) -> Costs:
-        size, _ = FAKE.cost(genes)
+        size, _, memory = FAKE.cost(genes)
         is_float = FAKE.decoded(genes)[3].astype(bool)
         conversions = np.abs(np.diff(is_float.astype(int), axis=1)).sum(axis=1)
-        return Costs(size, 10.0 + is_float.sum(axis=1) + 5.0 * conversions)
+        return Costs(size, 10.0 + is_float.sum(axis=1) + 5.0 * conversions, memory)
 
     repaired = repair(FAKE.space.largest, FAKE.space, coupled, Budget(latency_ms=10.0), np.random.default_rng(0))
     assert coupled(repaired[None]).latency_ms[0] == 10.0
@@ -92,9 +92,10 @@ def test_smallest_reachable_agrees_with_enumeration() -> None:
     fake = Fake.make(3, 1, options=options)
     every = np.indices(tuple(fake.space.cardinalities)).reshape(len(fake.space), -1).T
     costs = fake.cost(every)
-    size, latency = smallest_reachable(fake.space, fake.cost)
+    size, latency, memory = smallest_reachable(fake.space, fake.cost)
     assert fake.cost(size[None]).size_bytes[0] == costs.size_bytes.min()
     assert fake.cost(latency[None]).latency_ms[0] == costs.latency_ms.min()
+    assert fake.cost(memory[None]).memory_bytes[0] == costs.memory_bytes.min()
 
 
 def test_repair_of_150_genes_takes_few_cost_calls() -> None:

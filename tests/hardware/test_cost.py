@@ -44,7 +44,8 @@ def test_a_population_costs_what_its_members_cost(kind):
     for figure in ("latency_ms", "latency_low_ms", "latency_high_ms"):
         expected = [float(getattr(one, figure)[0]) for one in alone]
         np.testing.assert_allclose(getattr(together, figure), expected, rtol=1e-9)
-    np.testing.assert_array_equal(together.size_bytes, [float(one.size_bytes[0]) for one in alone])
+    for figure in ("size_bytes", "memory_bytes"):
+        np.testing.assert_array_equal(getattr(together, figure), [float(getattr(one, figure)[0]) for one in alone])
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

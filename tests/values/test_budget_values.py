@@ -77,27 +77,35 @@ def test_any_text_is_understood_or_refused(text: str) -> None:
 
 
 def test_excess_and_binding_worked_by_hand() -> None:
-    budget = Budget(size_bytes=1000, latency_ms=2.0)
-    assert budget.excess(1000, 2.0) == 0
-    assert budget.admits(1000, 2.0)
-    assert not budget.admits(1001, 2.0)
-    assert budget.excess(1500, 3.0) == pytest.approx(0.5)
-    assert budget.excess(500, 3.0) == pytest.approx(0.5)
-    assert budget.binding(500, 3.0) == "latency"
-    assert budget.binding(1500, 2.5) == "size"
-    assert budget.binding(1000, 2.0) == ""
-    assert Budget().admits(1e30, 1e30)
-    assert Budget().binding(1e30, 1e30) == ""
+    budget = Budget(size_bytes=1000, latency_ms=2.0, memory_bytes=100)
+    assert budget.excess(1000, 2.0, 100) == 0
+    assert budget.admits(1000, 2.0, 100)
+    assert not budget.admits(1001, 2.0, 100)
+    assert not budget.admits(1000, 2.0, 101)
+    assert budget.excess(1500, 3.0, 50) == pytest.approx(0.5)
+    assert budget.excess(500, 3.0, 50) == pytest.approx(0.5)
+    assert budget.excess(500, 3.0, 175) == pytest.approx(0.75)
+    assert budget.binding(500, 3.0, 100) == "latency"
+    assert budget.binding(1500, 2.5, 120) == "size"
+    assert budget.binding(1500, 2.5, 160) == "memory"
+    assert budget.binding(1000, 2.0, 100) == ""
+    assert Budget().admits(1e30, 1e30, 1e30)
+    assert Budget().binding(1e30, 1e30, 1e30) == ""
 
 
-@given(st.integers(1, 10**9), st.floats(0.001, 1e4), st.integers(0, 10**10), st.floats(0, 1e5))
-def test_admits_is_both_bounds(size_bound: int, latency_bound: float, size: int, latency: float) -> None:
-    budget = Budget(size_bound, latency_bound)
-    fits = size <= size_bound and latency <= latency_bound
-    assert budget.admits(size, latency) == fits
-    assert (budget.binding(size, latency) == "") == fits
+BOUNDS = st.tuples(st.integers(1, 10**9), st.floats(0.001, 1e4), st.integers(1, 10**9))
+COSTS = st.tuples(st.integers(0, 10**10), st.floats(0, 1e5), st.integers(0, 10**10))
+
+
+@given(BOUNDS, COSTS)
+def test_admits_is_every_bound(bounds: tuple[int, float, int], costs: tuple[int, float, int]) -> None:
+    budget = Budget(bounds[0], bounds[1], memory_bytes=bounds[2])
+    fits = all(cost <= bound for cost, bound in zip(costs, bounds, strict=True))
+    assert budget.admits(*costs) == fits
+    assert (budget.binding(*costs) == "") == fits
 
 
 def test_budget_reads_as_text() -> None:
     assert str(Budget(4_000_000, 2.5, 0.01)) == "4,000,000 bytes and 2.5 ms and 1 points of accuracy lost"
+    assert str(Budget(memory_bytes=2_000_000)) == "2,000,000 bytes of memory"
     assert str(Budget()) == "no bound"
