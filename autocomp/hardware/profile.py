@@ -14,12 +14,12 @@ from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_v
 
 from autocomp.errors import UserError, unknown_name
 from autocomp.hardware.constraints import CONSTRAINTS, reason
-from autocomp.hardware.reading import parse_yaml, read_text, shortened
 from autocomp.hardware.runtime_version import installed_version, release, same_release
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Precision
 from autocomp.network import LayerSpec, NetworkSpec
 from autocomp.policy import WEIGHT_BITS, Activation, LayerPolicy, Policy
+from autocomp.reading import parse_yaml, read_text, shortened
 from autocomp.resources import data_folder, data_names
 
 FOLDER = "hw_profiles"

@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import cast
 
 from autocomp.errors import UserError
-from autocomp.hardware.reading import read_text, shortened
 from autocomp.kernel import OPS, Kernel, Precision
+from autocomp.reading import read_text, shortened
 
 _KEY_COLUMNS = tuple(Kernel.__dataclass_fields__)
 _OPTIONAL = ("repeats",)

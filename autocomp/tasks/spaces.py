@@ -4,15 +4,16 @@ from pathlib import Path
 from typing import Annotated
 
 import pydantic
-import yaml
 from pydantic import ConfigDict, Field
 
 from autocomp.errors import UserError, unknown_name
 from autocomp.policy import Activation
+from autocomp.reading import parse_yaml, read_text, shortened
 from autocomp.resources import data_folder, data_names
 from autocomp.space import SpaceOptions
 
 FOLDER = "search_spaces"
+_MOST_BYTES = 100_000
 
 
 class _Strict(pydantic.BaseModel):
@@ -73,18 +74,14 @@ def load_space(name: str) -> SpaceFile:
         path = data_folder(FOLDER) / f"{name}.yaml"
     else:
         raise unknown_name("search space", name, space_names())
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"search space {path} cannot be read: {error}") from None
-    if not isinstance(document, dict):
-        raise UserError(f"search space {path}: expected keys with values, got {type(document).__name__}")
+    document = parse_yaml(read_text(path, "search space", _MOST_BYTES), f"search space {path}")
     try:
         space = SpaceFile.model_validate(document)
         space.options  # noqa: B018  (its own checks name what is wrong)
     except pydantic.ValidationError as error:
         fault = error.errors()[0]
-        raise UserError(f"search space {path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+        where = shortened(".".join(map(str, fault["loc"])), 80)
+        raise UserError(f"search space {path}: {where}: {shortened(fault['msg'])}") from None
     except UserError as error:
         raise UserError(f"search space {path}: {error}") from None
     return space

@@ -1,6 +1,7 @@
 """Search-space files: those that ship, and the faults of a user's own."""
 
 import pytest
+from damage import damaged
 
 from autocomp.errors import UserError
 from autocomp.tasks.spaces import load_space, space_names
@@ -45,7 +46,9 @@ def test_a_space_of_ones_own(tmp_path):
         (("description", "descripton"), "descri"),
         (("name: mine", "name: mine\nnetwork: {width: 0}"), "network"),
         ((GOOD, "- a list"), "expected keys with values, got list"),
-        ((GOOD, "a: [b"), "cannot be read"),
+        ((GOOD, "a: [b"), "is not YAML"),
+        (("[0.5, 1.0]", f"[{'9' * 5000}]"), "is not YAML"),
+        (("name: mine", "name: mine\nname: yours"), "stands twice"),
     ],
 )
 def test_a_fault_names_the_file_and_the_field(change, expected, tmp_path):
@@ -62,3 +65,16 @@ def test_unknown_spaces():
         load_space("mobilenet")
     with pytest.raises(UserError, match="does not exist"):
         load_space("no/such.yaml")
+
+
+def test_a_damaged_space_is_read_or_refused_in_one_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    refusals = []
+    for seed in range(400):
+        path.write_bytes(damaged(GOOD.encode(), seed))
+        try:
+            load_space(str(path))
+        except UserError as error:
+            refusals.append(str(error))
+    assert 200 < len(refusals) < 400
+    assert all(said.isprintable() and len(said.replace(str(tmp_path), "")) < 700 for said in refusals)

@@ -17,9 +17,9 @@ from autocomp.hardware.profile import find_profile
 from autocomp.hardware.profiling.chains import REFERENCE, table_latency
 from autocomp.hardware.profiling.derived import Machine, write_profile
 from autocomp.hardware.profiling.growing import DRIFT, scaled
-from autocomp.hardware.reading import read_text, shortened
 from autocomp.hardware.table import Latency, LatencyTable
 from autocomp.kernel import Kernel
+from autocomp.reading import read_text, shortened
 
 _MOST_BYTES = 50_000_000
 
