@@ -1,6 +1,7 @@
 """Measuring by SSH, against a real sshd on the loopback interface with keys and settings of its own."""
 
 import getpass
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import small_bundle
 
 from autocomp.errors import RunError, UserError
 from autocomp.hardware import runner
+from autocomp.hardware.profile import find_profile
 from autocomp.hardware.profiling.results import read_results
 from autocomp.hardware.profiling.ssh import Board, check_board, measure_on
 from autocomp.kernel import Kernel
@@ -101,6 +103,23 @@ def test_a_board_is_measured_and_its_results_come_back(server: Server, tmp_path:
     assert measure_on(server.board(), bundle, None, False, Recorder())  # nothing is left to measure
     assert (bundle / runner.RESULTS).read_bytes() == content
     assert len(list(server.home.glob(".cache/autocomp/bundle-*"))) == 1
+
+
+def test_the_command_does_it_all_in_one_go(server: Server, tmp_path: Path) -> None:
+    tasks = Path(__file__).parents[1] / "end_to_end" / "toy_tasks.py"
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "autocomp", "profile", "mobile_arm", "--task", f"{tasks}:small", "--name", "my_board",
+            "--ssh", f"{getpass.getuser()}@127.0.0.1:{server.port}", "--ssh-config", str(server.config),
+            "--remote-python", sys.executable, "--json",
+        ],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    said = json.loads(result.stdout)
+    profile = find_profile(str(tmp_path / "my_board.yaml"))
+    assert said["complete"] and said["rows"] == len(profile.latencies) > 20
+    assert profile.provenance.kind == "measured"
 
 
 def test_what_was_measured_before_an_interruption_comes_back_and_is_not_measured_again(
