@@ -60,13 +60,23 @@ class Reach:
             )
 
 
-def reach(profile: HardwareProfile, space: str | None, network: str | None, task: str | None, watch: Progress) -> Reach:
+def reach(
+    profile: HardwareProfile,
+    space: str | None,
+    network: str | None,
+    task: str | None,
+    watch: Progress,
+    *,
+    side: int | None = None,
+) -> Reach:
     """What a search over `space` reaches on the device. UserError where no network can be told from the arguments.
 
     space: a space, the path of its file, or a built-in network. network: a built-in network. task: of one's own,
-    path.py:function.
+    path.py:function. side: of the images of a built-in network in pixels; as published by default.
     """
     subject, options, space_name = _subject(space, network, task, watch)
+    if side is not None and isinstance(subject, Network):
+        subject = replace(subject, input_shape=(subject.input_shape[0], side, side))
     watch.phase("tracing the network", detail=subject.name)
     spec = trace(subject.module, subject.example, subject.name).spec
     offered = SearchSpace.build(spec, replace(options, channel_multiple=profile.channel_multiple), profile.veto)

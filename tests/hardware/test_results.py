@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import small_bundle
+from damage import damaged
 from small_bundle import row, write_results
 
 from autocomp.errors import UserError
@@ -169,3 +170,21 @@ def test_what_a_board_really_measured_is_read_back(bundle: Path) -> None:
     fastest = min(entry["reference_us"] for entry in rows)
     assert results.table[REFERENCE].latency_us == pytest.approx(fastest + IN_NETWORK_US)
     assert json.loads((bundle / "manifest.json").read_text())["bundle"] == results.facts.bundle
+
+
+def test_damaged_results_are_imported_or_refused_in_one_line(bundle: Path, tmp_path: Path) -> None:
+    content = write_results(bundle).read_bytes()
+    imported = 0
+    for seed in range(1000):
+        path = tmp_path / "results.jsonl"
+        path.write_bytes(damaged(content, seed))
+        try:
+            import_results(path, "my_board", tmp_path / "out")
+            find_profile(str(tmp_path / "out" / "my_board.yaml")).latencies  # what was written can be read
+            imported += 1
+        except UserError as error:
+            said = str(error).replace(str(tmp_path), "")
+            assert len(said) < 700 and all(character.isprintable() for character in said), (seed, said)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+    assert 0 < imported < 900
