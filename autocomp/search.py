@@ -33,8 +33,9 @@ from autocomp.export.writer import OnnxWriter
 from autocomp.hardware.choices import choosable_kernels
 from autocomp.hardware.cost import Cost, CostModel, network_kernels
 from autocomp.hardware.estimator import LatencyModel
-from autocomp.hardware.latencies import latencies_for
+from autocomp.hardware.latencies import known_latencies, latencies_for
 from autocomp.hardware.profile import HardwareProfile, find_profile
+from autocomp.hardware.strict import within_measured_range
 from autocomp.journal import Entry, Journal
 from autocomp.network import NetworkSpec
 from autocomp.outcome import Status
@@ -70,6 +71,7 @@ class SearchSettings:
     address: str | None = None
     out: Path | None = None
     epochs: float | None = None
+    strict: bool = False
 
     @property
     def request(self) -> TaskRequest:
@@ -131,9 +133,16 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
     options = replace(task.space, channel_multiple=profile.channel_multiple)
     space = SearchSpace.build(traced.spec, options, profile.veto)
     latency = _latency_model(profile, traced.spec, space, display)
+    if settings.strict:
+        space = within_measured_range(space, latency, known_latencies(profile))
     display.phase("tabulating costs", detail=f"{len(space)} decisions")
-    sizes = FileSizes(OnnxWriter(traced))
-    return Prepared(settings, task, bench, profile, space, CostModel(space, latency, sizes))
+    cost = CostModel(space, latency, FileSizes(OnnxWriter(traced)))
+    if cost.extrapolated_share > 0:
+        display.note(
+            f"{cost.extrapolated_share:.0%} of the kernels that candidates may need lie outside the measured range of "
+            "the table: their latency is extrapolated, with a wide band; --strict leaves such choices out"
+        )
+    return Prepared(settings, task, bench, profile, space, cost)
 
 
 def trace_task(settings: SearchSettings, display: Display, folder: Path) -> NetworkSpec:

@@ -58,6 +58,7 @@ def search_settings(
     address: str | None = None,
     out: Path | None = None,
     epochs: int | None = None,
+    strict: bool = False,
 ) -> "SearchSettings":
     """Settings whose plain values are in range. Names are looked up by whoever owns the registry."""
     at_least("--trials", trials, 1)
@@ -93,6 +94,7 @@ def search_settings(
         address=address,
         out=out,
         epochs=epochs,
+        strict=strict,
     )
 
 

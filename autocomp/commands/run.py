@@ -28,6 +28,7 @@ def search(
     address: str | None = None,
     out: Path | None = None,
     epochs: Number = None,
+    strict: bool = False,
     json: bool = False,
 ) -> int:
     """Search, and show the front. The exit code is 130 where Ctrl-C ended it.
@@ -56,6 +57,8 @@ def search(
         Run directory; by default runs/TIME-TASK-DEVICE.
     epochs
         Epochs of finetuning per trial; by default the task's own number.
+    strict
+        Leave out choices whose latency lies outside what the device's table measured, instead of extrapolating it.
     json
         Print one JSON document on standard output.
     """
@@ -76,6 +79,7 @@ def search(
         address=address,
         out=out,
         epochs=epochs,
+        strict=strict,
     )
     from autocomp.report.progress import make_display
     from autocomp.search import run_search

@@ -73,18 +73,6 @@ class Cost(NamedTuple):
     memory_bytes: Floats
 
 
-@dataclass(frozen=True, slots=True)
-class KernelCost:
-    """One kernel of a candidate: milliseconds with their band; extrapolated where the table does not reach."""
-
-    kernel: Kernel
-    layer: str | None
-    latency_ms: float
-    latency_low_ms: float
-    latency_high_ms: float
-    extrapolated: bool
-
-
 def network_kernels(network: NetworkSpec, policy: Policy) -> list[tuple[Kernel, str | None]]:
     """Every kernel that the runtime executes under `policy`, conversions included, with the layer it belongs to."""
     plan = plan_execution(network, policy)
@@ -111,7 +99,10 @@ class CostModel:
         self.latency = latency
         self.sizes = sizes
         self.layout = Layout(space)
-        known = _Latencies(latency, choosable_kernels(self.network, space))
+        foreseen = choosable_kernels(self.network, space)
+        known = _Latencies(latency, foreseen)
+        #: Of the kernels that candidates may execute, the share whose latency the table does not reach.
+        self.extrapolated_share = len(known.extrapolated) / max(1, len(foreseen))
         terms = [*self._kernel_terms(known), *self._tensor_terms(known), *self._layer_terms()]
         fixed = Term.of(_bytes(np.array(float(sizes.fixed_bytes()))))
         self._figures = Accumulated.of([fixed, *terms])
@@ -157,19 +148,6 @@ class CostModel:
         dequantized = {source for source, step in plan.conversions if step == "dequantize"}
         size += sum(map(self.sizes.tensor_bytes, quantized)) + sum(map(self.sizes.dequantize_bytes, dequantized))
         return size + sum(definitions.values()) + (self.sizes.dequantize_function_bytes() if dequantized else 0)
-
-    def per_kernel(self, policy: Policy) -> list[KernelCost]:
-        """The kernels of a policy one by one, in execution order, conversions last."""
-        kernels = network_kernels(self.network, policy)
-        estimate = self.latency.predict([kernel for kernel, _ in kernels])
-        return [
-            KernelCost(kernel, layer, us / 1000, low / 1000, high / 1000, bool(far))
-            for (kernel, layer), us, low, high, far in zip(
-                kernels, estimate.us, estimate.low_us, estimate.high_us, estimate.extrapolated, strict=True
-            )
-        ]
-
-    # --- what each part adds to the figures (latency, its band, bytes) ----------------------------------------------
 
     def _kernel_terms(self, known: "_Latencies") -> list[Term]:
         """Latency of each kernel, over its precision (for a layer: its decision) and the channels on both sides."""
@@ -272,6 +250,7 @@ class _Latencies:
     def __init__(self, latency: LatencyModel, kernels: Sequence[Kernel]) -> None:
         self._latency = latency
         self._known: dict[Kernel, tuple[float, float, float]] = {}
+        self.extrapolated: list[Kernel] = []
         self._ask(kernels)
 
     def _ask(self, kernels: Sequence[Kernel]) -> None:
@@ -280,6 +259,7 @@ class _Latencies:
             estimate = self._latency.predict(batch)
             figures = np.stack([estimate.us, estimate.low_us, estimate.high_us], axis=1) / 1000
             self._known |= zip(batch, map(tuple, figures.tolist()), strict=True)
+            self.extrapolated += [kernel for kernel, far in zip(batch, estimate.extrapolated, strict=True) if far]
 
     def over(self, kernels: Sequence[Kernel]) -> Floats:
         """(n, 3). What was not foreseen is no candidate's and must not be read: NaN."""
