@@ -15,9 +15,13 @@ from autocomp.hardware.breakdown import Breakdown, break_down
 from autocomp.hardware.cost import network_kernels
 from autocomp.hardware.estimator import LatencyModel
 from autocomp.hardware.latencies import known_latencies, latencies_for
+from autocomp.hardware.memory import peak_memory
 from autocomp.hardware.profile import HardwareProfile
 from autocomp.hardware.roofline import CONVERSIONS, Roofline
+from autocomp.hardware.strict import outside_range
+from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Kernel
+from autocomp.network import NetworkSpec
 from autocomp.policy import Policy
 from autocomp.search import SearchSettings, plain_int8, prepare, trace_task
 
@@ -27,11 +31,15 @@ NamedKernels = Sequence[tuple[Kernel, str]]
 
 @dataclass(frozen=True, slots=True)
 class NetworkEstimate:
-    """One version of a network on one device. size_bytes: of its file; None where no file was considered."""
+    """One version of a network on one device.
+
+    size_bytes: of its file. memory_bytes: peak memory of activations, see `hardware.memory`. None where not known.
+    """
 
     name: str
     breakdown: Breakdown
     size_bytes: int | None = None
+    memory_bytes: int | None = None
 
     @property
     def macs(self) -> int:
@@ -66,15 +74,11 @@ def estimate_task(settings: SearchSettings, policy: Policy | None, origin: str, 
         if policy is None:
             asked = {"float": Policy(), "int8": plain_int8(spec, profile)}
         else:
-            check_policy(spec, policy)
-            profile.check_executable(spec, policy, origin)
+            _check(spec, policy, profile, origin)
             asked = {Path(origin).name: policy}
-        device = _Device(profile, prepared.cost.latency, Roofline(known_latencies(profile)))
-        networks = []
-        for name, version in asked.items():
-            size_bytes = round(float(prepared.cost.of_policy(version).size_bytes[0]))
-            networks.append(device.estimate(name, _named(network_kernels(spec, version)), size_bytes))
-    return DeviceEstimate(profile, tuple(networks))
+        costs = {name: prepared.cost.of_policy(version) for name, version in asked.items()}
+        versions = [_version(spec, n, p, round(float(costs[n].size_bytes[0]))) for n, p in asked.items()]
+    return _estimated(profile, versions, prepared.cost.latency, known_latencies(profile))
 
 
 def estimate_file(path: Path, profile: HardwareProfile, display: Display) -> DeviceEstimate:
@@ -89,18 +93,12 @@ def compare_task(
     """The float network, and beside it `policy` or else the plain int8 version, on each of `profiles`."""
     with tempfile.TemporaryDirectory(prefix="autocomp-bench-") as folder:
         spec = trace_task(settings, display, Path(folder))
-    if policy is not None:
-        check_policy(spec, policy)
     found = []
     for profile in profiles:
         if policy is not None:
-            profile.check_executable(spec, policy, origin)
-        versions = {
-            "float": Policy(),
-            **({Path(origin).name: policy} if policy else {"int8": plain_int8(spec, profile)}),
-        }
-        kernels = {name: _named(network_kernels(spec, version)) for name, version in versions.items()}
-        found.append(_on_device(profile, kernels, display))
+            _check(spec, policy, profile, origin)
+        other = ("int8", plain_int8(spec, profile)) if policy is None else (Path(origin).name, policy)
+        found.append(_on_device(profile, [_version(spec, n, p) for n, p in (("float", Policy()), other)], display))
     return found
 
 
@@ -115,11 +113,18 @@ def compare_file(path: Path, profiles: Sequence[HardwareProfile], display: Displ
     kernels = file_kernels(path)
     if not kernels:
         raise UserError(f"{path}: no kernel in it has a latency; expected a network such as `search` writes")
-    versions: dict[str, NamedKernels] = {path.name: kernels}
+    versions = [_Version(path.name, kernels, path.stat().st_size)]
     if any(kernel.precision != "fp32" for kernel, _ in kernels):
-        versions = {"float": as_float(kernels), **versions}
-    size_bytes = path.stat().st_size
-    return [_on_device(profile, versions, display, {path.name: size_bytes}) for profile in profiles]
+        versions.insert(0, _Version("float", as_float(kernels)))
+    return [_on_device(profile, versions, display) for profile in profiles]
+
+
+def refuse_extrapolated(estimate: DeviceEstimate) -> None:
+    """UserError naming the first kernel that lies outside what the device's table measured."""
+    for network in estimate.networks:
+        for line in network.breakdown.kernels:
+            if line.extrapolated:
+                raise outside_range(line.kernel, line.name, known_latencies(estimate.profile))
 
 
 def as_float(kernels: NamedKernels) -> NamedKernels:
@@ -127,28 +132,40 @@ def as_float(kernels: NamedKernels) -> NamedKernels:
     return [(replace(kernel, precision="fp32"), name) for kernel, name in kernels if kernel.op not in CONVERSIONS]
 
 
-def _named(kernels: Sequence[tuple[Kernel, str | None]]) -> NamedKernels:
-    return [(kernel, name or "") for kernel, name in kernels]
-
-
 @dataclass(frozen=True, slots=True)
-class _Device:
-    profile: HardwareProfile
-    model: LatencyModel
-    roofline: Roofline
+class _Version:
+    """One version of a network, before a device is asked about it; see `NetworkEstimate`."""
 
-    def estimate(self, name: str, kernels: NamedKernels, size_bytes: int | None) -> NetworkEstimate:
-        return NetworkEstimate(name, break_down(kernels, self.model, self.roofline), size_bytes)
+    name: str
+    kernels: NamedKernels
+    size_bytes: int | None = None
+    memory_bytes: int | None = None
 
 
-def _on_device(
-    profile: HardwareProfile, versions: dict[str, NamedKernels], display: Display, sizes: dict[str, int] | None = None
-) -> DeviceEstimate:
-    needed = list(dict.fromkeys(kernel for kernels in versions.values() for kernel, _ in kernels))
+def _version(network: NetworkSpec, name: str, policy: Policy, size_bytes: int | None = None) -> _Version:
+    kernels = [(kernel, layer or "") for kernel, layer in network_kernels(network, policy)]
+    return _Version(name, kernels, size_bytes, peak_memory(network, policy))
+
+
+def _check(network: NetworkSpec, policy: Policy, profile: HardwareProfile, origin: str) -> None:
+    check_policy(network, policy)
+    profile.check_executable(network, policy, origin)
+
+
+def _on_device(profile: HardwareProfile, versions: Sequence[_Version], display: Display) -> DeviceEstimate:
+    needed = list(dict.fromkeys(kernel for version in versions for kernel, _ in version.kernels))
     if profile.on_the_spot:
         display.phase("measuring this machine's kernels", total=len(needed), detail="cached for the next time")
     table = latencies_for(profile, needed, lambda done, total, left: display.advance(done))
     display.phase("estimating", detail=profile.title)
-    device = _Device(profile, LatencyModel.from_table(table, profile.calibration), Roofline(table))
-    networks = (device.estimate(name, kernels, (sizes or {}).get(name)) for name, kernels in versions.items())
+    return _estimated(profile, versions, LatencyModel.from_table(table, profile.calibration), table)
+
+
+def _estimated(
+    profile: HardwareProfile, versions: Sequence[_Version], model: LatencyModel, table: LatencyTable
+) -> DeviceEstimate:
+    roofline = Roofline(table)
+    networks = (
+        NetworkEstimate(v.name, break_down(v.kernels, model, roofline), v.size_bytes, v.memory_bytes) for v in versions
+    )
     return DeviceEstimate(profile, tuple(networks))

@@ -45,13 +45,13 @@ def print_estimate(estimate: DeviceEstimate, console: Console) -> None:
     if len(estimate.networks) == 1:
         _print_kernels(estimate.networks[0].breakdown, console)
         console.print()
-    table = plain_table("network", ">size", ">MACs", ">ms", ">90 % band", "limited by")
+    table = plain_table("network", ">size", ">memory", ">MACs", ">ms", ">90 % band", "limited by")
     for network in estimate.networks:
         whole = network.breakdown
-        bytes_text = "" if network.size_bytes is None else size(network.size_bytes)
         limits = ", ".join(f"{limit} {_percent(s)}" for limit, s in whole.limit_shares.items() if s >= 0.005)
         table.add_row(
-            Text(network.name), bytes_text, _count(network.macs), significant(whole.latency_ms), _band(whole), limits,
+            Text(network.name), size(network.size_bytes), size(network.memory_bytes), _count(network.macs),
+            significant(whole.latency_ms), _band(whole), limits,
         )  # fmt: skip
     console.print(table)
     _print_source(estimate, console)
@@ -151,6 +151,7 @@ def _network(network: NetworkEstimate) -> dict[str, Any]:
     return {
         "name": network.name,
         "size_bytes": network.size_bytes,
+        "memory_bytes": network.memory_bytes,
         "macs": network.macs,
         "latency_ms": whole.latency_ms,
         "latency_low_ms": whole.low_ms,

@@ -54,6 +54,7 @@ def test_float_and_int8_of_a_task(capsys):
     assert (plain["name"], int8["name"]) == ("float", "int8")
     assert plain["macs"] == 36 * (8 * 9 + 8 * 16 * 9 + 16 * 4 * 9) + 16 * 36 * 4
     assert plain["size_bytes"] > int8["size_bytes"] > 0
+    assert plain["memory_bytes"] == 4 * 36 * (1 + 16 + 16)  # the input, held throughout, and two maps of 16 channels
     assert document["gain"] == pytest.approx(plain["latency_ms"] / int8["latency_ms"])
     # The grouped convolution has no integer kernel: it stays float, and what it reads is converted.
     limits = {kernel["layer"]: kernel["limit"] for kernel in int8["kernels"]}

@@ -11,8 +11,11 @@ from roofline import Roofline, true_us
 from autocomp.export.size import FileSizes
 from autocomp.export.writer import OnnxWriter
 from autocomp.hardware import choices
+from autocomp.hardware.breakdown import break_down
 from autocomp.hardware.choices import Layout, choosable_kernels
 from autocomp.hardware.cost import CostModel, network_kernels
+from autocomp.hardware.roofline import Roofline as Limits
+from autocomp.hardware.table import LatencyTable
 from autocomp.network import NETWORK_INPUT, plan_execution
 from autocomp.policy import FLOAT, INT8, LayerPolicy, Policy
 from autocomp.space import SearchSpace, SpaceOptions
@@ -89,7 +92,8 @@ def test_per_kernel_costs_add_up():
     costs = model(networks.Concatenated)
     for row in random_genes(costs.space, 10, seed=3):
         policy = costs.space.decode(row)
-        total = sum(kernel.latency_ms for kernel in costs.per_kernel(policy))
+        kernels = [(kernel, layer or "") for kernel, layer in network_kernels(costs.network, policy)]
+        total = break_down(kernels, Roofline(), Limits(LatencyTable({}))).latency_ms
         assert total == pytest.approx(float(costs.of_policy(policy).latency_ms[0]))
 
 
