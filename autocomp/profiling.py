@@ -5,6 +5,7 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,7 +26,6 @@ from autocomp.hardware.profiling.ssh import Board, check_board, measure_on
 from autocomp.hardware.profiling.summary import Summary, summarize
 from autocomp.hardware.runner import cpu_name
 from autocomp.hardware.table import LatencyTable
-from autocomp.kernel import Kernel
 from autocomp.tasks.reach import Reach, reach
 
 #: How long this machine is measured where nobody says.
@@ -141,23 +141,27 @@ def measure_here(
             Tier("measuring channel counts in between", ours.between(_OWN_VARIANTS)),
         ]
         fill(table, tiers, max(1.0, end - time.monotonic()), measure, display, filling=filling)
-        for side, other in product(_WIDER_SIDES, _WIDER):
-            if end - time.monotonic() < _WORTH_TRACING_S:
-                break
-            if side is not None or other != ours.network.name:
-                wider = reach(profile, None, other, None, display, side=side)
-                tier = Tier(f"widening the table by {other}", wider.between(_WIDER_VARIANTS))
-                fill(table, [tier], end - time.monotonic(), measure, display, filling=filling)
+        for wider in _wider(profile, ours, end, display):
+            fill(table, [wider], max(1.0, end - time.monotonic()), measure, display, filling=filling)
+        display.phase("fitting the estimator")
     except KeyboardInterrupt:
         interrupted = True
         display.note(f"interrupted; {len(table.table)} rows are saved, and the same command goes on")
-    else:
-        display.phase("fitting the estimator")
     summary = None
     if table.table and not interrupted:
         summary = summarize(table.table, ours.kernels, profile.calibration)
     copy = _copy(profile, target, out, table.table, ours) if out is not None and len(table.table) else None
     return Measurement(path, known, filling, time.monotonic() - began, interrupted, summary, copy)
+
+
+def _wider(profile: HardwareProfile, ours: Reach, end: float, display: Display) -> Iterator[Tier]:
+    """Kernels of networks of every family, as long as there is time to measure them before `end`."""
+    for side, name in product(_WIDER_SIDES, _WIDER):
+        if end - time.monotonic() < _WORTH_TRACING_S:
+            return
+        if side is not None or name != ours.network.name:
+            other = reach(profile, None, name, None, display, side=side)
+            yield Tier(f"widening the table by {name}", other.between(_WIDER_VARIANTS))
 
 
 def _copy(profile: HardwareProfile, name: str, out: Path, table: LatencyTable, ours: Reach) -> Path:
@@ -173,11 +177,8 @@ def make_bundle(profile: HardwareProfile, subject: Subject, out: Path, display: 
     """Writes the bundle for a board of the profile's kind to `out`; returns the number of its kernels."""
     ours = reach(profile, subject.space, subject.network, subject.task, display)
     display.phase("writing the bundle", detail=str(out))
-    return len(write_bundle(out, profile, ours.name, _order(ours.kernels))["kernels"])
-
-
-def _order(kernels: list[Kernel]) -> list[Kernel]:
-    return informative_order(kernels, LatencyTable({}))
+    order = informative_order(ours.kernels, LatencyTable({}))
+    return len(write_bundle(out, profile, ours.name, order)["kernels"])
 
 
 def measure_by_ssh(

@@ -76,7 +76,6 @@ def fill(
     memory, which networks do not have.
     """
     run = _Run(table, measure, watch, Filling() if filling is None else filling, clock, clock() + seconds)
-    run.expect(kernel for tier in tiers for kernel in tier.kernels)
     for until in (run.end - _FOR_DOUBTS * seconds, run.end):
         for tier in tiers:
             run.sample(tier, until)
@@ -96,8 +95,6 @@ class _Run:
     ) -> None:
         self.table, self.filling, self.end = table, filling, end
         self._measure, self._watch, self._clock = measure, watch, clock
-        self._began = clock()
-        self._expected: set[Kernel] = set()
         self._tried: set[Kernel] = {REFERENCE}
         self._checked: set[Kernel] = set()
 
@@ -143,17 +140,11 @@ class _Run:
                     self.filling.corrected += 1
             self._advance(min(len(rows), (done + 1) * BATCH))
 
-    def expect(self, kernels: Iterable[Kernel]) -> None:
-        """What the time left is told by."""
-        self._expected = set(self._lacking(kernels))
-
     def _lacking(self, kernels: Iterable[Kernel]) -> list[Kernel]:
         return [kernel for kernel in kernels if kernel not in self._tried and kernel not in self.table.table]
 
     def _advance(self, done: int) -> None:
-        now = self._clock()
-        left, behind = len(self._expected - self._tried), max(1, len(self._expected & self._tried))
-        self._watch.advance(done, max(0.0, min(self.end - now, (now - self._began) / behind * left)))
+        self._watch.advance(done, max(0.0, self.end - self._clock()))
 
 
 def _batches(kernels: Sequence[Kernel]) -> Iterable[Sequence[Kernel]]:
