@@ -31,8 +31,9 @@ class Measured:
     """A file's figures. name: the candidate's id, or "float" / "int8" for a reference.
 
     accuracy: on the validation split; test_accuracy: on the test split, None before it was scored. Both in [0, 1].
-    latency_low_ms, latency_high_ms: the table's band. memory_bytes: predicted peak of activations, None in runs of
-    releases that did not predict it. file: path inside the run directory, "" for none.
+    latency_low_ms, latency_high_ms: the table's band. file: path inside the run directory, "" for none.
+    memory_bytes: predicted peak of activations. extrapolated_share: of the latency, what the table does not reach, a
+    fraction. Both None in runs of releases that did not predict them.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Measured:
     provenance: str = ""
     file: str = ""
     memory_bytes: int | None = None
+    extrapolated_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ def _read_policies(run: Path, front: tuple[Measured, ...], entries: tuple[Entry,
 
 
 def _measured(row: Mapping[str, Any]) -> Measured:
-    test, memory = row.get("test_accuracy"), row.get("memory_bytes")
+    test, memory, beyond = (row.get(name) for name in ("test_accuracy", "memory_bytes", "extrapolated_share"))
     latency = float(row["latency_ms"])
     return Measured(
         name=str(row["name"]),
@@ -188,6 +190,7 @@ def _measured(row: Mapping[str, Any]) -> Measured:
         provenance=str(row.get("provenance") or ""),
         file=str(row.get("file") or ""),
         memory_bytes=None if memory in (None, "") else int(float(memory)),
+        extrapolated_share=None if beyond in (None, "") else float(beyond),
     )
 
 

@@ -48,7 +48,7 @@ from autocomp.trial import TrialRunner
 
 COLUMNS = (
     "id", "controller", "accuracy", "test_accuracy", "float_accuracy", "size_bytes", "latency_ms", "latency_low_ms",
-    "latency_high_ms", "memory_bytes", "provenance", "file",
+    "latency_high_ms", "extrapolated_share", "memory_bytes", "provenance", "file",
 )  # fmt: skip
 
 
@@ -137,9 +137,9 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
         space = within_measured_range(space, latency, known_latencies(profile))
     display.phase("tabulating costs", detail=f"{len(space)} decisions")
     cost = CostModel(space, latency, FileSizes(OnnxWriter(traced)))
-    if cost.extrapolated_share > 0:
+    if cost.beyond_table > 0:
         display.note(
-            f"{cost.extrapolated_share:.0%} of the kernels that candidates may need lie outside the measured range of "
+            f"{cost.beyond_table:.0%} of the kernels that candidates may need lie outside the measured range of "
             "the table: their latency is extrapolated, with a wide band; --strict leaves such choices out"
         )
     return Prepared(settings, task, bench, profile, space, cost)
@@ -325,6 +325,7 @@ def _references(prepared: Prepared, run: Path) -> dict[str, rundir.Measured]:
             found[name] = rundir.Measured(
                 name, result.accuracy, test.accuracy(run / file, runner.scorer, run / rundir.MODELS / "float.onnx"),
                 result.size_bytes, *_milliseconds(cost), memory_bytes=_memory(cost),
+                extrapolated_share=round(prepared.cost.extrapolated_share(policy), 4),
                 provenance=prepared.provenance, file=file,
             )  # fmt: skip
             (run / rundir.POLICIES / f"{name}.json").write_text(policy.to_json())
@@ -385,6 +386,7 @@ def _finish(prepared: Prepared, schedule: Schedule, run: Path, references: dict[
                 "float_accuracy": references["float"].accuracy, "size_bytes": (run / file).stat().st_size,
                 "latency_ms": entry.outcome.latency_ms, "latency_low_ms": entry.latency_low_ms,
                 "latency_high_ms": entry.latency_high_ms,
+                "extrapolated_share": round(prepared.cost.extrapolated_share(entry.policy), 4),
                 "memory_bytes": _memory(prepared.cost.of_policy(entry.policy)),
                 "provenance": prepared.provenance, "file": file,
             })  # fmt: skip

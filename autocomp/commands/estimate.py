@@ -7,7 +7,9 @@ from autocomp.commands.options import TaskOptions, is_network_file, read_policy,
 from autocomp.commands.output import print_json, strays_on_stderr, terminal, warn
 
 
-def estimate(file_or_policy: Path | None = None, /, *, options: TaskOptions, json: bool = False) -> int:
+def estimate(
+    file_or_policy: Path | None = None, /, *, options: TaskOptions, strict: bool = False, json: bool = False
+) -> int:
     """Show the predicted latency of a network, kernel by kernel.
 
     Parameters
@@ -15,6 +17,8 @@ def estimate(file_or_policy: Path | None = None, /, *, options: TaskOptions, jso
     file_or_policy
         An ONNX file, or the .json file of a policy for the task's network; without one, the float network and its
         plain int8 version are estimated.
+    strict
+        Refuse a network with a kernel that lies outside what the device's table measured.
     json
         Print one JSON document on standard output.
     """
@@ -36,6 +40,8 @@ def estimate(file_or_policy: Path | None = None, /, *, options: TaskOptions, jso
             if profile.staleness is not None:
                 warn(profile.staleness)
             found = estimates.estimate_file(file_or_policy, profile, display)
+        if strict:
+            estimates.refuse_extrapolated(found)
     if json:
         print_json(document(found))
     else:

@@ -102,7 +102,7 @@ class CostModel:
         foreseen = choosable_kernels(self.network, space)
         known = _Latencies(latency, foreseen)
         #: Of the kernels that candidates may execute, the share whose latency the table does not reach.
-        self.extrapolated_share = len(known.extrapolated) / max(1, len(foreseen))
+        self.beyond_table = len(known.extrapolated) / max(1, len(foreseen))
         terms = [*self._kernel_terms(known), *self._tensor_terms(known), *self._layer_terms()]
         fixed = Term.of(_bytes(np.array(float(sizes.fixed_bytes()))))
         self._figures = Accumulated.of([fixed, *terms])
@@ -131,6 +131,11 @@ class CostModel:
         figures = (self._policy_bytes(policy), latency, low, high, peak_memory(self.network, policy))
         size, latency_ms, low_ms, high_ms, memory = (np.array([float(figure)]) for figure in figures)
         return Cost(size, latency_ms, low_ms, high_ms, memory)
+
+    def extrapolated_share(self, policy: Policy) -> float:
+        """Of the latency of `policy`, what lies outside the measured range of the table; a fraction."""
+        estimate = self.latency.predict([kernel for kernel, _ in network_kernels(self.network, policy)])
+        return float(estimate.us[estimate.extrapolated].sum() / estimate.us.sum())
 
     def _policy_bytes(self, policy: Policy) -> int:
         size = self.sizes.fixed_bytes()

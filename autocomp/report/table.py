@@ -14,19 +14,25 @@ from autocomp.rundir import Measured, RunData
 
 
 def front_table(run: RunData) -> Table:
-    """Reference rows on top, then the front from the fewest bytes to the most. Fits into 80 columns."""
+    """Reference rows on top, then the front from the fewest bytes to the most. Fits into 80 columns.
+
+    Where memory was bounded, it stands in the place of how much smaller a file is.
+    """
+    with_memory = (run.settings.get("budget") or {}).get("memory_bytes") is not None
     reference = run.float_reference
     # Units stand in the headings: with them in the cells the table is wider than 80 columns.
     unit, factor = _unit_of_time([*run.references.values(), *run.front])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("id", no_wrap=True)
-    for heading in ("valid. %", "test %", "Δ test", "size", "smaller", unit, "low–high", "faster"):
+    beside_size = "memory" if with_memory else "smaller"
+    for heading in ("valid. %", "test %", "Δ test", "size", beside_size, unit, "low–high", "faster"):
         table.add_column(heading, justify="right", no_wrap=True)
     for measured in run.references.values():
         last = measured is [*run.references.values()][-1]
-        table.add_row(*_cells(measured, reference, factor), style="dim", end_section=last)
+        cells = _cells(measured, reference, factor, with_memory=with_memory)
+        table.add_row(*cells, style="dim", end_section=last)
     for point in run.front:
-        table.add_row(*_cells(point, reference, factor))
+        table.add_row(*_cells(point, reference, factor, with_memory=with_memory))
     return table
 
 
@@ -53,6 +59,9 @@ def footnotes(run: RunData) -> list[str]:
     provenances = dict.fromkeys(point.provenance for point in run.front if point.provenance)
     if provenances:
         notes.append(f"Latency: {'; '.join(provenances)}.")
+    beyond = max((point.extrapolated_share or 0.0 for point in run.front), default=0.0)
+    if beyond >= 0.005:
+        notes.append(f"Extrapolated beyond what the table measured: up to {beyond:.0%} of a point's latency.")
     if run.front:
         split = "Δ test: percentage points against the float network."
         notes.append(f"Accuracy of each file, scored by the runtime; {split}")
@@ -64,7 +73,7 @@ def footnotes(run: RunData) -> list[str]:
     return notes
 
 
-def _cells(measured: Measured, reference: Measured | None, factor: float) -> tuple[str, ...]:
+def _cells(measured: Measured, reference: Measured | None, factor: float, *, with_memory: bool) -> tuple[str, ...]:
     drop = smaller = faster = None
     if reference is not None and measured is not reference:
         smaller = reference.size_bytes / measured.size_bytes
@@ -72,13 +81,14 @@ def _cells(measured: Measured, reference: Measured | None, factor: float) -> tup
         if measured.test_accuracy is not None and reference.test_accuracy is not None:
             drop = measured.test_accuracy - reference.test_accuracy
     low, high = significant(measured.latency_low_ms * factor), significant(measured.latency_high_ms * factor)
+    memory = "" if measured.memory_bytes is None else size(measured.memory_bytes)
     return (
         measured.name,
         percent(measured.accuracy).removesuffix(" %"),
         percent(measured.test_accuracy).removesuffix(" %"),
         points(drop),
         size(measured.size_bytes),
-        times(smaller),
+        memory if with_memory else times(smaller),
         significant(measured.latency_ms * factor),
         f"{low}–{high}",
         times(faster),

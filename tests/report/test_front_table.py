@@ -5,7 +5,7 @@ import pytest
 from fabricated import PROVENANCE, fabricate
 from rich.console import Console
 
-from autocomp.report.table import as_document, front_table, print_front
+from autocomp.report.table import as_document, footnotes, front_table, print_front
 from autocomp.rundir import read_run
 
 
@@ -51,6 +51,31 @@ def test_references_stand_on_top_and_points_are_sorted_by_bytes(run):
     assert rows[2 : 2 + len(data.front)] == [point.name for point in data.front]
     sizes = [point.size_bytes for point in data.front]
     assert sizes == sorted(sizes)
+
+
+def test_memory_is_shown_where_it_is_bounded(run):
+    data = read_run(run)
+    assert "memory" not in printed(run, 80)
+    budget = {**data.settings["budget"], "memory_bytes": 2_000_000}
+    bounded = replace(
+        data,
+        settings={**data.settings, "budget": budget},
+        front=tuple(replace(point, memory_bytes=1_234_567) for point in data.front),
+    )
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(front_table(bounded))
+    lines = stream.getvalue().splitlines()
+    assert "memory" in lines[1]
+    assert sum("1.23 MB" in line for line in lines) == len(data.front)
+    assert "…" not in stream.getvalue()
+
+
+def test_what_is_extrapolated_is_said(run):
+    data = read_run(run)
+    assert "Extrapolated" not in printed(run, 80)
+    first = replace(data.front[0], extrapolated_share=0.123)
+    notes = footnotes(replace(data, front=(first, *data.front[1:])))
+    assert "Extrapolated beyond what the table measured: up to 12% of a point's latency." in notes
 
 
 def test_an_empty_front_says_so(tmp_path):
