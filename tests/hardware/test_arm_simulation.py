@@ -116,7 +116,27 @@ def test_cpuinfo_is_what_linux_prints() -> None:
     assert fields["CPU part"] == "0xd0b"  # Arm Cortex-A76, technical reference manual, MIDR_EL1
     assert fields["CPU implementer"] == "0x41"
     assert "asimddp" in fields["Features"].split(), "int8 dot products are what int8 kernels are chosen by"
-    assert "asimddp" not in cores.core("cortex-a72").features.split(), "the A72 has none"
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "dot_products", "fp16"),
+    [("cortex-a53", 0xD03, False, False), ("cortex-a72", 0xD08, False, False), ("cortex-a76", 0xD0B, True, True)],
+)
+def test_cores_are_what_their_reference_manuals_say(name: str, part: int, dot_products: bool, fp16: bool) -> None:
+    """Arm's technical reference manuals: MIDR_EL1, and ID_AA64ISAR0_EL1.DP, ID_AA64PFR0_EL1.AdvSIMD."""
+    core = cores.core(name)
+    assert core.part == part
+    assert ("asimddp" in core.features.split()) == dot_products
+    assert ("asimdhp" in core.features.split()) == fp16
+    assert core.qemu_cpu == name
+
+
+@pytest.mark.parametrize(
+    ("name", "cycles", "microseconds"),
+    [("cortex-a72", 1800, 1.58), ("cortex-a53", 1400, 1.32)],  # a microsecond of its clock, times its board's scale
+)
+def test_older_cores_are_calibrated_to_their_own_boards(name: str, cycles: int, microseconds: float) -> None:
+    assert cores.core(name).microseconds(cycles) == pytest.approx(microseconds)
 
 
 @pytest.mark.parametrize("core", cores.CORES.values(), ids=str)
@@ -187,6 +207,16 @@ def test_a_graph_without_the_kernels_operator_is_refused(monkeypatch: pytest.Mon
     assert "expected QLinearConv" in simulate._not_as_asked(kernel, Path("model.onnx"))
     monkeypatch.setattr(simulate, "executed_operators", lambda path: Counter({"QLinearConv": 1}))
     assert simulate._not_as_asked(kernel, Path("model.onnx")) == ""
+
+
+def test_a_model_that_does_not_run_is_a_failure_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator = simulate.Simulator(sandbox.Sandbox(A76, Path("root"), Path("plugin.so")))
+    reports = iter([([None, "Fail: no such operator"], "ended"), ([None], "was killed")])
+    monkeypatch.setattr(simulator, "_run_guest", lambda paths, out: next(reports))
+    with pytest.raises(RunError, match="no such operator"):
+        simulator.run_models([b"", b""])
+    with pytest.raises(RunError, match="was killed"):
+        simulator.run_models([b"", b""])
 
 
 class FakeGuest(simulate.Simulator):
@@ -325,3 +355,6 @@ def test_a_small_convolution_on_a_simulated_a76() -> None:
     assert macs / 8 < as_float.cycles < macs / 2
     assert as_int8.cycles < as_float.cycles
     assert as_float.latency_us == pytest.approx(A76.microseconds(as_float.cycles))
+    few, many = simulator.run_models([kernel_model(kernels[0], copies) for copies in (1, 3)])
+    assert (few.operators["FusedConv"], many.operators["FusedConv"]) == (1, 3)
+    assert (many.cycles - few.cycles) / 2 == pytest.approx(as_float.cycles, rel=0.1)
