@@ -58,4 +58,5 @@ def write_results(folder: Path, rows: list[dict[str, Any]] | None = None, **chan
 
 
 def row(kernel: str, us: float, reference_us: float = 20.0, **changes: Any) -> dict[str, Any]:
-    return {"kernel": kernel, "us": us, "spread_us": 0.1, "rounds": 9, "reference_us": reference_us, **changes}
+    measured = {"us": us, "cold_us": us, "spread_us": 0.1, "rounds": 9, "reference_us": reference_us}
+    return {"kernel": kernel, **measured, **changes}

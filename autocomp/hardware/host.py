@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import onnxruntime
@@ -15,7 +16,7 @@ from autocomp.hardware.kernel_models import kernel_model
 from autocomp.hardware.profiling.chains import REFERENCE, chain_copies, table_latency
 from autocomp.hardware.profiling.fill import Measure, Measured, Tier, fill
 from autocomp.hardware.profiling.growing import GrowingTable
-from autocomp.hardware.runner import BoundModel, Chains, cpu_name, time_in_rounds
+from autocomp.hardware.runner import BoundModel, Chains, cpu_name, keeps_blocks, time_in_rounds
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Kernel
 
@@ -88,10 +89,15 @@ def measure_batch(kernels: Sequence[Kernel], deadline: float = float("inf")) -> 
         except Exception as error:  # noqa: BLE001  ONNX Runtime's own exceptions share no base class
             log.warning("no latency of %s: ONNX Runtime refuses it: %s", kernel, " ".join(str(error).split())[:200])
     for kernel, timing, reference in time_in_rounds(chains, _chains(REFERENCE), deadline):
-        yield Measured(kernel, table_latency(timing), table_latency(reference).latency_us)
+        yield Measured(kernel, table_latency(kernel, timing), table_latency(REFERENCE, reference).latency_us)
 
 
 def _chains(kernel: Kernel) -> Chains:
     short, long = chain_copies(kernel)
-    models = [BoundModel(kernel_model(kernel, copies)) for copies in (short, long)]
+    models = [BoundModel(kernel_model(kernel, copies, blocked=_blocked())) for copies in (short, long)]
     return Chains(models[0], models[1], long - short)
+
+
+@cache
+def _blocked() -> bool:
+    return keeps_blocks(kernel_model(REFERENCE))

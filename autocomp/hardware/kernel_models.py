@@ -17,11 +17,13 @@ What the runtime executes, after its level-3 optimizations:
   QLinearConv, QGemm (linear at one position), QLinearMatMul + QLinearAdd (linear over tokens), QLinearAdd,
   QLinearMul, QLinearConcat, NhwcMaxPool, QLinearAveragePool, QLinearGlobalAveragePool, QLinearSigmoid.
 * fp32 on 2-D images: channels are blocked (NCHWc) where the core has such kernels, with one ReorderInput at the
-  entry for all copies. Pooling gets a 1×1 depthwise convolution ahead of it (once, for all copies) for the same
-  reason: blocked pooling is what follows a convolution in a network.
+  entry for all copies. If asked for a `blocked` runtime, pooling gets a 1×1 depthwise convolution ahead of it (once,
+  for all copies) for the same reason: blocked pooling is what follows a convolution in a network.
 * 1-D signals (height 1, width above 1) are rank-3 tensors, which ONNX Runtime does not block.
 * quantize, dequantize: QuantizeLinear, DequantizeLinear, with the Transpose between NCHW and NHWC that a
-  conversion inside a network brings with it.
+  conversion inside a network brings with it. Where float images are blocked, one that enters a float part of a
+  network is reordered into blocks and, where it leaves, out of them: both are counted with its dequantization, which
+  every float part inside a quantized network begins with.
 
 Feed every input of the session (there is one, "x") and fetch the first output.
 """
@@ -38,7 +40,9 @@ from onnx import TensorProto, helper, numpy_helper
 from autocomp.kernel import Kernel
 
 INPUT = "x"
-_MICROSOFT = "com.microsoft"
+_MICROSOFT, _BLOCKED = "com.microsoft", "com.microsoft.nchwc"
+#: Channels of a block with AVX-512; with AVX2 there are 8.
+_BLOCK = 16
 _INPUT_SCALE, _INPUT_ZERO = 0.02, 128
 _OUTPUT_SCALE = 0.05
 
@@ -76,6 +80,7 @@ class _Graph:
     """Nodes and constants of the model being built. `rng` draws the weights."""
 
     rng: np.random.Generator
+    blocked: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
@@ -101,6 +106,16 @@ class _Graph:
     def node(self, op: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, domain=domain, **attributes))
         return output
+
+
+def is_blocked(kernel: Kernel) -> bool:
+    """Whether a float tensor of the kernel's channels lies in blocks of channels, on a runtime that has such.
+
+    The rules of ONNX Runtime's NCHWc transformer: convolutions read multiples of 4 channels, pooling whole blocks.
+    """
+    if is_signal(kernel) or kernel.height * kernel.width == 1 or kernel.in_channels < _BLOCK:
+        return False
+    return kernel.in_channels % (_BLOCK if kernel.op.endswith("pool") else 4) == 0
 
 
 def is_signal(kernel: Kernel) -> bool:
@@ -306,12 +321,15 @@ def _int8_concat(graph: _Graph, kernel: Kernel, index: int, source: str) -> str:
 
 def _float_pool(op: str) -> Callable[[_Graph, Kernel, int, str], str]:
     def build(graph: _Graph, kernel: Kernel, index: int, source: str) -> str:
-        if index == 0 and not is_signal(kernel):  # the blocked layout that a convolution leaves its output in
-            weight = graph.float_weights("entry", (kernel.in_channels, 1, 1, 1))
-            graph.node("Conv", [source, weight], "blocked", group=kernel.in_channels, kernel_shape=[1, 1])
-        source = source if is_signal(kernel) else "blocked"
+        if graph.blocked and is_blocked(kernel):  # the layout that a convolution leaves its output in
+            if index == 0:
+                weight = graph.float_weights("entry", (kernel.in_channels, 1, 1, 1))
+                graph.node("Conv", [source, weight], "blocked", group=kernel.in_channels, kernel_shape=[1, 1])
+            source = "blocked"
         if kernel.op == "global_avg_pool":
             return graph.node(op, [source], f"y{index}")
+        if _keeps_copies_as_outputs(kernel, graph.blocked):
+            return graph.node(op, [source], f"y{index}", **_window(kernel))
         if kernel.stride == 1:
             return graph.node(op, [f"y{index - 1}" if index else source], f"y{index}", **_window(kernel))
         return graph.node(op, [source], f"y{index}", **_distinct_window(kernel, index))
@@ -360,7 +378,11 @@ def _dequantize(graph: _Graph, kernel: Kernel, index: int, source: str) -> str:
     if not _needs_transpose(kernel):
         return value
     axes = [0, 2, 1] if is_signal(kernel) else [0, 3, 1, 2]
-    return graph.node("Transpose", [value], f"y{index}", perm=axes)
+    if not (graph.blocked and is_blocked(kernel)):
+        return graph.node("Transpose", [value], f"y{index}", perm=axes)
+    plain = graph.node("Transpose", [value], f"plain{index}", perm=axes)
+    blocks = graph.node("ReorderInput", [plain], f"blocks{index}", _BLOCKED, channels_last=0)
+    return graph.node("ReorderOutput", [blocks], f"y{index}", _BLOCKED, channels=kernel.in_channels, channels_last=0)
 
 
 _BUILDERS: dict[tuple[str, str], Callable[[_Graph, Kernel, int, str], str]] = {
@@ -391,25 +413,32 @@ _BUILDERS: dict[tuple[str, str], Callable[[_Graph, Kernel, int, str], str]] = {
 }
 
 
-def _keeps_copies_as_outputs(kernel: Kernel) -> bool:
-    """Identical nodes are merged unless each is a graph output."""
+def _keeps_copies_as_outputs(kernel: Kernel, blocked: bool) -> bool:
+    """Identical nodes are merged unless each is a graph output.
+
+    A blocked output would be reordered as such. A plain max pooling could not be told from its copies in any other
+    way: the runtime leaves its fast code for a scalar loop if storage_order is 1.
+    """
     if kernel.op == "global_avg_pool":
         return kernel.precision == "fp32"
-    return kernel.precision == "int8" and kernel.op == "max_pool"
+    return kernel.op == "max_pool" and not (kernel.precision == "fp32" and blocked and is_blocked(kernel))
 
 
-def kernel_model(kernel: Kernel, repeats: int = 1, seed: int = 0) -> bytes:
+def kernel_model(kernel: Kernel, repeats: int = 1, seed: int = 0, *, blocked: bool = False) -> bytes:
     """A serialized ONNX model that makes ONNX Runtime execute `kernel` exactly `repeats` times.
+
+    blocked: for a runtime that keeps float images in blocks of channels (NCHWc, as on x86): conversions then carry
+    the reordering with them.
 
     Weights are drawn from `seed`. Its input is "x", of `input_shape(kernel)`. ValueError if `repeats` is below 1 or
     above `max_repeats(kernel)`. See the module's docstring for what the runtime executes.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    graph = _Graph(np.random.default_rng(seed))
+    graph = _Graph(np.random.default_rng(seed), blocked)
     build = _BUILDERS[kernel.op, kernel.precision]
     results = [build(graph, kernel, index, INPUT) for index in range(repeats)]
-    outputs = results if _keeps_copies_as_outputs(kernel) else results[:1]
+    outputs = results if _keeps_copies_as_outputs(kernel, blocked) else results[:1]
     proto = helper.make_graph(
         graph.nodes,
         "kernel",
@@ -418,6 +447,8 @@ def kernel_model(kernel: Kernel, repeats: int = 1, seed: int = 0) -> bytes:
         list(graph.constants.values()),
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(_MICROSOFT, 1)]
+    if any(node.domain == _BLOCKED for node in graph.nodes):  # a runtime without that layout does not know the domain
+        opsets.append(helper.make_opsetid(_BLOCKED, 1))
     return bytes(helper.make_model(proto, opset_imports=opsets, ir_version=9).SerializeToString())
 
 

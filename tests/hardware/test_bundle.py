@@ -15,9 +15,12 @@ from autocomp.errors import UserError
 from autocomp.hardware.kernel_models import kernel_model
 from autocomp.hardware.profile import find_profile
 from autocomp.hardware.profiling.bundle import key_of, write_bundle
-from autocomp.hardware.profiling.chains import chain_copies
-from autocomp.hardware.runner import Bundle
+from autocomp.hardware.profiling.chains import REFERENCE, chain_copies
+from autocomp.hardware.runner import Bundle, keeps_blocks
 from autocomp.kernel import Kernel
+
+#: A runtime that keeps images in blocks knows both; another refuses models that ask for blocks.
+LAYOUTS = ("plain", "blocked") if keeps_blocks(kernel_model(REFERENCE)) else ("plain",)
 
 
 def executed(model: bytes | Path, folder: Path) -> list[str]:
@@ -36,9 +39,10 @@ def test_every_model_is_executed_as_with_weights_of_its_own(tmp_path: Path) -> N
     archive = zipfile.ZipFile(folder / "kernels.zip")
     for kernel, entry in zip(small_bundle.KERNELS, bundle.manifest["kernels"], strict=True):
         assert entry["kernel"] == key_of(kernel)
-        (folder / "model.onnx").write_bytes(archive.read(entry["long"]))
-        ours, theirs = kernel_model(kernel, chain_copies(kernel)[1]), folder / "model.onnx"
-        assert executed(theirs, tmp_path) == executed(ours, tmp_path), kernel
+        for layout in LAYOUTS:
+            (folder / "model.onnx").write_bytes(archive.read(entry[layout][1]))
+            ours = kernel_model(kernel, chain_copies(kernel)[1], blocked=layout == "blocked")
+            assert executed(folder / "model.onnx", tmp_path) == executed(ours, tmp_path), kernel
 
 
 def test_parts_of_the_weights_lie_inside_the_file_and_never_overlap_within_a_model(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from autocomp.hardware.kernel_models import max_repeats
-from autocomp.hardware.profiling.chains import IN_NETWORK_US, chain_copies, table_latency
+from autocomp.hardware.profiling.chains import IN_NETWORK_US, chain_copies, coldness, table_latency
 from autocomp.hardware.runner import Timing
 from autocomp.kernel import Kernel
 
@@ -26,5 +26,16 @@ def test_a_chain_of_large_weights_adds_up_to_more_than_a_second_level_cache() ->
 
 
 def test_a_kernel_lost_in_the_noise_still_takes_something() -> None:
-    assert table_latency(Timing(-1.0, 0.5, 8)).latency_us > IN_NETWORK_US
-    assert table_latency(Timing(10.0, 0.5, 8)).latency_us == pytest.approx(10 + IN_NETWORK_US)
+    kernel = Kernel("add", "fp32", 8, 8, 4, 4)
+    assert table_latency(kernel, Timing(-1.0, 0.5, 8, -2.0)).latency_us > IN_NETWORK_US
+    assert table_latency(kernel, Timing(10.0, 0.5, 8, 8.0)).latency_us == pytest.approx(10 + IN_NETWORK_US)
+
+
+def test_what_does_not_fit_the_cache_is_cold_inside_a_network() -> None:
+    small, middle, large = (Kernel("depthwise", "fp32", c, c, 28, 28, 3, 3, 1, c) for c in (2, 64, 256))
+    warm, cold = 10.0, 30.0
+    assert coldness(small) == 0 and coldness(large) == 1
+    assert coldness(middle) == pytest.approx(4 * (2 * 64 * 28 * 28 + 0.1 * 64 * 9) / 1e6 - 0.1)
+    latencies = [table_latency(k, Timing(warm, 0.0, 8, cold)).latency_us for k in (small, middle, large)]
+    shares = [0, coldness(middle), 1]
+    assert latencies == pytest.approx([IN_NETWORK_US + warm + share * (cold - warm) for share in shares])

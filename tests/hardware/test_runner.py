@@ -4,6 +4,7 @@ import ast
 import itertools
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -14,17 +15,30 @@ import pytest
 import small_bundle
 
 from autocomp.hardware import runner
-from autocomp.hardware.runner import FEWEST_ROUNDS, MOST_ROUNDS, BoundModel, Chains, Fault, ResultsFile, time_in_rounds
+from autocomp.hardware.kernel_models import kernel_model
+from autocomp.hardware.runner import (
+    FEWEST_ROUNDS,
+    MOST_ROUNDS,
+    BoundModel,
+    Chains,
+    Fault,
+    ResultsFile,
+    keeps_blocks,
+    time_in_rounds,
+)
+from autocomp.kernel import Kernel
 
 
 class Stopwatch(BoundModel):
-    """A model that takes the given microseconds, call by call, and then the last one for ever."""
+    """A model that takes the given microseconds, round by round, and then the last one for ever; 1.5 times as long
+    cold, where it is called once."""
 
     def __init__(self, *times: float) -> None:
         self._times = itertools.chain(times, itertools.repeat(times[-1]))
+        self._cold = 1.5 * min(times)
 
     def fastest_us(self, calls: int) -> float:
-        return next(self._times)
+        return self._cold if calls == 1 else next(self._times)
 
 
 def chains(*long: float, more: int = 4) -> Chains:
@@ -36,7 +50,7 @@ def test_the_third_fastest_round_counts_and_the_slope_is_per_copy() -> None:
     (result,) = time_in_rounds({"k": chains(90, 50, 50.6, 95, 50.3, 99, 99, 99)}, chains(30.0))
     key, timing, reference = result
     assert key == "k"
-    assert timing == pytest.approx(((50.6 - 10) / 4, (50.6 - 50) / 2 / 4, 8))
+    assert timing == pytest.approx(((50.6 - 10) / 4, (50.6 - 50) / 2 / 4, 8, 1.5 * (50 - 10) / 4))
     assert reference.us == (30 - 10) / 4
 
 
@@ -77,6 +91,12 @@ def test_it_is_python_3_9_and_imports_numpy_and_onnxruntime_only() -> None:
         elif isinstance(node, ast.ImportFrom):
             imported.add((node.module or "").partition(".")[0])
     assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime"}
+
+
+def test_integer_images_are_in_no_blocks_and_float_ones_are_where_the_processor_has_such_kernels() -> None:
+    assert not keeps_blocks(kernel_model(Kernel("conv", "int8", 32, 32, 16, 16)))
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        assert keeps_blocks(kernel_model(Kernel("conv", "fp32", 32, 32, 16, 16)))
 
 
 # --- the results file ---------------------------------------------------------------------------------------------
@@ -170,7 +190,8 @@ def test_killed_it_goes_on_and_measures_nothing_twice(bundle: Path) -> None:
 
 def test_a_kernel_that_the_runtime_refuses_is_recorded_and_the_others_are_measured(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["kernels"][1]["long"] = "no such model"
+    for layout in ("plain", "blocked"):
+        manifest["kernels"][1][layout] = ["no such model"] * 2
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     small_bundle.run(bundle)
     _, rows = small_bundle.results(bundle)

@@ -109,17 +109,19 @@ def write_bundle(folder: Path, profile: HardwareProfile, space: str, kernels: Se
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / runner.MANIFEST).exists())):
         raise UserError(f"--out: {folder} is there and is no bundle; choose a folder that is new or empty")
-    weights = _Weights()
-    entries, protos = [], {}
+    weights, protos, entries = _Weights(), {}, []
     for index, kernel in enumerate([REFERENCE, *kernels]):
+        entry: dict[str, Any] = {"kernel": key_of(kernel)}
         short, long = chain_copies(kernel)
         try:
-            models = {length: weights.share(kernel_model(kernel, length)) for length in (short, long)}
+            plain, blocked = ([kernel_model(kernel, n, blocked=b) for n in (short, long)] for b in (False, True))
         except ValueError:
             continue  # so few distinct copies can be built that there is no chain of them
-        names = {length: f"{index:05}-{length}.onnx" for length in models}
-        protos.update({names[length]: proto for length, proto in models.items()})
-        entries.append({"kernel": key_of(kernel), "short": names[short], "long": names[long], "more": long - short})
+        for layout, models in (("plain", plain), ("blocked", blocked)):
+            shared = "plain" if models == plain else layout
+            entry[layout] = [f"{index:05}-{length}-{shared}.onnx" for length in ("short", "long")]
+            protos.update({name: weights.share(model) for name, model in zip(entry[layout], models, strict=True)})
+        entries.append({**entry, "more": long - short})
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as models_file:
         for name, proto in protos.items():

@@ -20,9 +20,14 @@ _LONG_US, _MOST_COPIES = 60.0, 16  # a long chain takes this much more than a sh
 _SLOWEST_CHAIN_US = 4_000.0  # a longer chain hardly ever runs undisturbed
 _LARGE_WEIGHTS, _COLD_BYTES = 40_000, 9_000_000
 _SMALLEST_US = 0.02  # what a slope of noise around zero is set to: kernels that cost nothing that can be measured
-#: What a kernel takes more inside a network, where another kernel ran before it: its code and parameters are no longer
-#: in the first-level caches. Mean over six int8 networks (experiments/latency_estimator): 0.3 to 0.6 µs a kernel.
-IN_NETWORK_US = 0.45
+#: What a kernel takes more inside a network, where another kernel ran before it, and its code and parameters are no
+#: longer in the first-level caches. This and the three numbers below: experiments/latency_estimator.
+IN_NETWORK_US = 0.2
+#: Second-level cache that the two shares below are meant for.
+_CACHE_BYTES = 1e6
+#: A kernel's activations are cold by the share of the cache that they would fill, above so much of it. Its weights
+#: are read once an inference, and many of them come from the third level as they do in a warm chain: a share of them.
+_STILL_WARM, _COLD_WEIGHTS = 0.1, 0.1
 
 
 def rough_us(kernel: Kernel) -> float:
@@ -44,6 +49,15 @@ def chain_copies(kernel: Kernel) -> tuple[int, int]:
     return 1, 1 + more
 
 
-def table_latency(timing: Timing) -> Latency:
-    """What a table says of a kernel whose chains were timed: the slope, and what it takes more inside a network."""
-    return Latency(max(timing.us, _SMALLEST_US) + IN_NETWORK_US, timing.spread_us, timing.rounds)
+def coldness(kernel: Kernel) -> float:
+    """How cold the caches are for a kernel inside a network, from 0 to 1: by the bytes that go through them."""
+    width = 4 if kernel.precision == "fp32" else 1
+    moved = width * (kernel.in_elements + kernel.out_elements + _COLD_WEIGHTS * kernel.weight_count)
+    return min(1.0, max(0.0, moved / _CACHE_BYTES - _STILL_WARM))
+
+
+def table_latency(kernel: Kernel, timing: Timing) -> Latency:
+    """What a table says of a kernel whose chains were timed: between warm and cold, and what a network adds."""
+    warm = max(timing.us, _SMALLEST_US)
+    us = warm + coldness(kernel) * max(0.0, timing.cold_us - warm)
+    return Latency(us + IN_NETWORK_US, timing.spread_us, timing.rounds)
