@@ -94,7 +94,7 @@ def copies_of(operator: Operator, float_type: FloatType, copies: int) -> bytes:
 def residuals(operator: Operator, copies: int, *, residual: bool) -> bytes:
     """Copies of a 1×1 or 3×3 convolution without activation; with `residual`, a computed tensor is added to each."""
     graph = Graph("fp32", [1, operator.channels, operator.size, operator.size])
-    other = graph.conv(graph.input, operator.channels, operator.out)
+    other = graph.node("Sigmoid", [graph.conv(graph.input, operator.channels, operator.out)])
     tails = [graph.conv(graph.input, operator.channels, operator.out, operator.window) for _ in range(copies)]
     if residual:
         tails = [graph.node("Add", [tail, other]) for tail in tails]

@@ -1,7 +1,9 @@
 """The Arm simulation: its arithmetic against goldens worked by hand, and one real kernel where the tools exist."""
 
 import ctypes
+import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocomp.errors import RunError, UserError
-from autocomp.hardware.arm_simulation import catalogue, cores, price, sandbox, simulate, table
+from autocomp.hardware.arm_simulation import catalogue, cores, count, price, sandbox, simulate, table
 from autocomp.hardware.arm_simulation.blocks import Block, difference, hottest, instructions, read_dump
 from autocomp.hardware.kernel_models import kernel_model
 from autocomp.hardware.table import LatencyTable
@@ -217,6 +219,20 @@ def test_a_model_that_does_not_run_is_a_failure_that_says_why(monkeypatch: pytes
         simulator.run_models([b"", b""])
     with pytest.raises(RunError, match="was killed"):
         simulator.run_models([b"", b""])
+
+
+def test_the_guest_reports_nothing_but_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: str, libc: ctypes.CDLL) -> None:
+        print("*** EP Error ***")  # as ONNX Runtime's Python package does
+        raise RuntimeError(f"{path}: no such operator")
+
+    monkeypatch.setattr(count, "prepare", fails)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back afterwards
+    count.main(3, ["a.onnx", "b.onnx"])
+    reports = [json.loads(line)["error"] for line in capsys.readouterr().out.splitlines()]
+    assert reports == ["RuntimeError: a.onnx: no such operator", "RuntimeError: b.onnx: no such operator"]
 
 
 class FakeGuest(simulate.Simulator):

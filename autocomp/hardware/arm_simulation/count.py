@@ -54,6 +54,7 @@ def prepare(path: str, libc: ctypes.CDLL) -> tuple[ort.InferenceSession, ort.IOB
 def main(runs: int, paths: list[str]) -> None:
     libc = ctypes.CDLL(None)
     gc.disable()
+    reports, sys.stdout = sys.stdout, sys.stderr  # ONNX Runtime's Python package prints there when a session fails
     for index, path in enumerate(paths):
         try:
             session, binding = prepare(path, libc)
@@ -65,7 +66,7 @@ def main(runs: int, paths: list[str]) -> None:
             error = None
         except Exception as failure:  # noqa: BLE001  one bad model must not cost the others of the batch
             error = f"{type(failure).__name__}: {failure}"
-        print(json.dumps({"error": error}), flush=True)
+        print(json.dumps({"error": error}), file=reports, flush=True)
 
 
 if __name__ == "__main__":
