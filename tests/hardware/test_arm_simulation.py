@@ -1,6 +1,7 @@
 """The Arm simulation: its arithmetic against goldens worked by hand, and one real kernel where the tools exist."""
 
 import ctypes
+import gc
 import json
 import shutil
 import sys
@@ -229,6 +230,7 @@ def test_the_guest_reports_nothing_but_json(
         raise RuntimeError(f"{path}: no such operator")
 
     monkeypatch.setattr(count, "prepare", fails)
+    monkeypatch.setattr(gc, "disable", lambda: None)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back afterwards
     count.main(3, ["a.onnx", "b.onnx"])
     reports = [json.loads(line)["error"] for line in capsys.readouterr().out.splitlines()]
