@@ -133,6 +133,20 @@ def test_a_budget_of_time_that_nothing_can_meet(capsys):
     assert "smallest reachable" in line
 
 
+def test_a_budget_of_memory_that_nothing_can_meet(capsys):
+    line = refuse(search("--task mine.py:task --max-memory 200B"), capsys)
+    assert "the budget of 200 bytes of memory" in line
+    assert "memory binds" in line
+    assert re.search(r"the smallest reachable are .* and [\d,]+ bytes of memory: raise the budget", line)
+
+
+def test_strict_refuses_a_layer_that_no_choice_of_is_measured(capsys):
+    line = refuse(search("--task mine.py:task --strict"), capsys)
+    assert "--strict: layer head: linear 576→4" in line
+    assert "lies outside what was measured (out_channels " in line
+    assert "leave out --strict" in line
+
+
 def test_a_stale_table_is_a_warning(capsys):
     folder = data_folder("hw_profiles")
     text = (folder / "mobile_arm.yaml").read_text(encoding="utf-8")

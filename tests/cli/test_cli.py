@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from fabricated import fabricate
 from autocomp import cli
 from autocomp.budget import Budget
 from autocomp.errors import RunError, UserError
+from autocomp.resources import data_folder
 
 VERBS = [
     "search",
@@ -51,6 +53,7 @@ class Settings:
     address: str | None
     out: Path | None
     epochs: int | None
+    strict: bool
 
 
 class FakeSearch(ModuleType):
@@ -131,6 +134,8 @@ def test_module_and_version():
         ("search --hw host_cpu --budget 0", "must be greater than 0"),
         ("search --hw host_cpu --budget -4MB", "must be greater than 0, got '-4MB'"),
         ("search --hw host_cpu --max-latency 2lightyears", "--max-latency"),
+        ("search --hw host_cpu --max-memory 2lightyears", "--max-memory: expected a number with a unit"),
+        ("search --hw host_cpu --max-memory -2MB", "--max-memory: must be greater than 0"),
         ("search --hw host_cpu --max-accuracy-drop 200", "--max-accuracy-drop"),
         ("search --hw host_cpu --controller tpee", "did you mean 'tpe'?"),
         ("search --hw host_cpu --data no/such/folder", "--data: no/such/folder does not exist"),
@@ -170,12 +175,14 @@ def test_options_reach_the_search(search, tmp_path, capsys):
     run = fabricate(tmp_path / "run", trials=20, layers=6)
     search.act = lambda: run
     command = (
-        "search --hw host_cpu --budget 4MiB --max-latency 500us --max-accuracy-drop 0.5 --controller evolution "
+        "search --hw host_cpu --budget 4MiB --max-latency 500us --max-memory 2MB --strict "
+        "--max-accuracy-drop 0.5 --controller evolution "
         f"--trials 7 --minutes 2.5 --seed 3 --workers 1 --epochs 0 --data {tmp_path} --out {tmp_path / 'new'} --json"
     )
     assert cli.main(command.split()) == 0
     asked = search.asked
-    assert asked.budget == Budget(4_194_304, 0.5, 0.005)
+    assert asked.budget == Budget(4_194_304, 0.5, 0.005, 2_000_000)
+    assert asked.strict
     assert (asked.task, asked.controller, asked.trials, asked.minutes) == ("mnist", "evolution", 7, 2.5)
     assert (asked.seed, asked.workers, asked.epochs, asked.data, asked.out) == (3, 1, 0, tmp_path, tmp_path / "new")
     out, _ = capsys.readouterr()
@@ -287,6 +294,42 @@ def test_hw_show_of_a_machine_that_was_never_measured(capsys, tmp_path, monkeypa
     assert "autocomp profile host_cpu" in capsys.readouterr().out
     assert cli.main(["hw", "show", "host_cpu", "--plot", str(tmp_path / "latency.html")]) == 2
     assert "measure them first with autocomp profile host_cpu" in complaint(capsys)
+
+
+ROW = "conv,int8,16,32,8,8,3,3,1,1,12.5,0.25\n"
+HEADER = "op,precision,in_channels,out_channels,height,width,kernel_h,kernel_w,stride,groups,latency_us,spread_us\n"
+
+
+@pytest.mark.parametrize("verb", ["hw show", "hw compare host_cpu", "estimate --hw"])
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (None, "device.csv does not exist"),
+        ("elsewhere", "leads out of its folder through a symbolic link"),
+        (HEADER.replace(",groups", "") + ROW, "the header lacks groups"),
+        (HEADER + ROW.replace("12.5", "nan"), "row 2: latency_us must be a number above 0, got 'nan'"),
+        (HEADER + ROW.replace("12.5", "-12.5"), "row 2: latency_us must be a number above 0, got '-12.5'"),
+        (HEADER + ROW + ROW, "row 3 repeats row 2"),
+        (HEADER.replace("_us", "_ms") + ROW, "latencies are in ms (column latency_ms), but us is declared"),
+        (HEADER + ROW[:-9], "cut off"),
+        (HEADER, "has 0 rows where mobile_arm.yaml says 1"),
+    ],
+)
+def test_a_table_with_a_fault_is_one_line(verb, table, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    text = (data_folder("hw_profiles") / "mobile_arm.yaml").read_text(encoding="utf-8")
+    text, replaced = re.subn(r"^table: mobile_arm.csv\nrows: \d+$", "table: device.csv\nrows: 1", text, flags=re.M)
+    assert replaced == 1
+    (folder / "device.yaml").write_text(text)
+    if table == "elsewhere":
+        (tmp_path / "elsewhere.csv").write_text(HEADER + ROW)
+        (folder / "device.csv").symlink_to(tmp_path / "elsewhere.csv")
+    elif table is not None:
+        (folder / "device.csv").write_text(table)
+    assert cli.main([*verb.split(), "mine/device.yaml"]) == 2
+    assert expected in complaint(capsys)
 
 
 def test_output_into_a_closed_pipe_is_no_traceback():

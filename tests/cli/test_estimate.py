@@ -76,6 +76,13 @@ def test_a_policy_is_estimated_as_it_is_compared(capsys):
     assert all(set(row["latency_ms"]) == {"mobile_arm", "other"} for row in compared["layers"])
 
 
+def test_strict_refuses_what_is_extrapolated(capsys):
+    assert printed("estimate --hw mobile_arm", capsys)["networks"][0]["extrapolated_share"] > 0
+    assert cli.main(["estimate", "--hw", "mobile_arm", "--task", "mine.py:task", "--strict"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("autocomp: --strict: layer head: linear 576→4 fp32 lies outside what was measured (out_chan")
+
+
 @pytest.mark.parametrize("verb", ["estimate --hw mobile_arm", "hw compare mobile_arm other.yaml"])
 def test_what_a_device_cannot_execute_is_an_error_that_names_the_layer(verb, capsys):
     Path("bad.json").write_text(Policy({"grouped": INT8}).to_json())

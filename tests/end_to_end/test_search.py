@@ -103,6 +103,8 @@ def check_front(run: Path, folder: Path) -> None:
         assert path.stat().st_size == int(row["size_bytes"])
         assert float(row["latency_low_ms"]) <= float(row["latency_ms"]) <= float(row["latency_high_ms"])
         assert row["provenance"].strip()
+        assert int(row["memory_bytes"]) > 0
+        assert 0 <= float(row["extrapolated_share"]) <= 1
         assert 0 <= float(row["test_accuracy"]) <= 1
         costs.append((-float(row["accuracy"]), float(row["size_bytes"]), float(row["latency_ms"])))
         policy = Policy.from_json((run / "policies" / f"{row['id']}.json").read_text())
