@@ -70,7 +70,7 @@ class Measurement:
         """For `--json`."""
         return {
             "table": str(self.table), "profile": None if self.profile is None else str(self.profile),
-            "known": self.known, "added": len(self.filling.added), "measured_again": self.filling.checked,
+            "known": self.known, "added": len(self.filling.added), "measured_again": len(self.filling.checked),
             "corrected": self.filling.corrected, "refused": [str(kernel) for kernel in self.filling.refused],
             "seconds": round(self.seconds, 1), "interrupted": self.interrupted,
             **({} if self.summary is None else self.summary.document()),
@@ -82,7 +82,7 @@ class Measurement:
         lines = [
             f"table             {self.table}",
             f"measured          {len(filling.added)} kernels in {self.seconds:.0f} s, {self.known} were known; "
-            f"{filling.checked} doubtful ones again, {filling.corrected} corrected",
+            f"{len(filling.checked)} doubtful ones again, {filling.corrected} corrected",
         ]
         if filling.refused:
             lines.append(f"refused           {len(filling.refused)} kernels that the runtime does not build")

@@ -83,7 +83,7 @@ def keeps_blocks(convolution: bytes | str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         onnxruntime.InferenceSession(convolution, options, ["CPUExecutionProvider"])
-        return b"com.microsoft.nchwc" in Path(options.optimized_model_filepath).read_bytes()
+        return b"ReorderInput" in Path(options.optimized_model_filepath).read_bytes()
 
 
 class BoundModel:

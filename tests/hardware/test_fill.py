@@ -107,3 +107,21 @@ def test_an_interruption_leaves_what_was_done_in_the_hands_of_the_caller(tmp_pat
     assert filling.added == machine.seen
     assert len(filling.added) == 33
     assert set(machine.seen) <= set(GrowingTable(tmp_path / "t.csv").table)
+
+
+def test_a_doubtful_row_is_measured_once_more_and_not_by_every_later_call(tmp_path: Path) -> None:
+    machine, filling, growing, victims = Machine(), Filling(), GrowingTable(tmp_path / "t.csv"), FIRST[10:12]
+
+    def slow_at_first(kernels: Sequence[Kernel], deadline: float) -> Iterator[Measured]:
+        for kernel, latency, reference_us in machine.measure(kernels, deadline):
+            disturbed = kernel == victims[0] and machine.seen.count(kernel) == 1
+            slow = kernel == victims[1]  # always: it is what it is
+            yield Measured(kernel, Latency(latency.latency_us * (4 if disturbed or slow else 1)), reference_us)
+
+    for tier in (Tier("", FIRST), Tier("", SECOND)):
+        fill(growing, [tier], 1000, slow_at_first, Recorder(), filling=filling, clock=machine.clock)
+    assert set(victims) <= filling.checked
+    assert all(machine.seen.count(kernel) == 2 for kernel in filling.checked)
+    assert filling.corrected == 1
+    assert growing.table[victims[0]].latency_us == rough_us(victims[0])
+    assert growing.table[victims[1]].latency_us == 4 * rough_us(victims[1])

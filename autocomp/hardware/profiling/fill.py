@@ -50,10 +50,14 @@ class Tier(NamedTuple):
 
 @dataclass
 class Filling:
-    """What a call of `fill` did: rows it added, and rows it measured once more, with those that fell."""
+    """What calls of `fill` did.
+
+    added: rows, in the order in which they were measured. checked: those that were measured once more, of which some
+    were `corrected`. refused: kernels that the runtime does not build.
+    """
 
     added: list[Kernel] = field(default_factory=list)
-    checked: int = 0
+    checked: set[Kernel] = field(default_factory=set)
     corrected: int = 0
     refused: list[Kernel] = field(default_factory=list)
 
@@ -96,7 +100,6 @@ class _Run:
         self.table, self.filling, self.end = table, filling, end
         self._measure, self._watch, self._clock = measure, watch, clock
         self._tried: set[Kernel] = {REFERENCE}
-        self._checked: set[Kernel] = set()
 
     def sample(self, tier: Tier, until: float) -> None:
         """Measures what the table lacks of one tier, the most informative first, by what is known by then."""
@@ -124,7 +127,7 @@ class _Run:
         if not self.filling.added or self._clock() >= self.end:
             return
         model = LatencyModel.from_table(self.table.table)
-        fresh = [kernel for kernel in self.filling.added if kernel not in self._checked]
+        fresh = [kernel for kernel in self.filling.added if kernel not in self.filling.checked]
         rows = doubtful(fresh, self.table.table, model)
         if not rows:
             return
@@ -132,9 +135,8 @@ class _Run:
         for done, batch in enumerate(_batches(rows)):
             if self._clock() >= self.end:
                 break
-            self._checked.update(batch)
+            self.filling.checked.update(batch)
             for kernel, latency, reference_us in self._measure(batch, self.end):
-                self.filling.checked += 1
                 if latency.latency_us < np.exp(-SURPRISING) * self.table.table[kernel].latency_us:
                     self.table.add(kernel, latency, reference_us)
                     self.filling.corrected += 1
