@@ -5,15 +5,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autocomp.errors import UserError
 
+if TYPE_CHECKING:  # the command line reads budgets, and must not wait for numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
 #: One candidate's figure, or those of many.
-Figure = TypeVar("Figure", float, NDArray[np.floating[Any]])
+Figure = TypeVar("Figure", float, "NDArray[np.floating[Any]]")
 
 _BYTES = {
     "": 1, "b": 1, "byte": 1, "bytes": 1,
