@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -193,15 +192,6 @@ def test_a_convolution_that_reuses_its_weights_has_the_calibration_error_as_band
 def test_two_models_always_differ(kernel: Kernel) -> None:
     few, many = simulate.repeats(kernel)
     assert 1 <= few < many
-
-
-def test_copies_of_a_max_pooling_are_outputs_and_keep_the_fast_path() -> None:
-    kernel = Kernel("max_pool", "fp32", 8, 8, 8, 8, 2, 2, 2)
-    graph = onnx.load_from_string(simulate.arm_model(kernel, 3)).graph
-    pools = [node for node in graph.node if node.op_type == "MaxPool"]
-    assert [node.output[0] for node in pools] == [output.name for output in graph.output]
-    assert not [attribute for node in pools for attribute in node.attribute if attribute.name == "storage_order"]
-    assert simulate.arm_model(replace(kernel, op="avg_pool"), 2) == kernel_model(replace(kernel, op="avg_pool"), 2)
 
 
 def test_a_graph_without_the_kernels_operator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
-from onnx import TensorProto, helper
 
 from autocomp.errors import RunError
 from autocomp.hardware.arm_simulation.blocks import Block, difference, instructions, read_dump
@@ -63,27 +62,6 @@ def repeats(kernel: Kernel) -> tuple[int, int]:
     extra = min(max(1, _DIFFERENCE_WORK // work), _MAX_COPIES)
     limit = max_repeats(kernel)
     return 1, 1 + extra if limit is None else min(1 + extra, limit)
-
-
-def arm_model(kernel: Kernel, copies: int) -> bytes:
-    """The kernel's model, such that all copies take the code path that a network takes on Arm.
-
-    Copies of a float max pooling differ in storage_order, lest they be merged. Where channels are not blocked, ONNX
-    Runtime leaves its fast pooling for a scalar loop if storage_order is 1. There a copy may as well be kept by being
-    a graph output, because an output that is not blocked needs no conversion.
-    """
-    model = kernel_model(kernel, copies)
-    if kernel.op != "max_pool" or kernel.precision != "fp32":
-        return model
-    proto = onnx.load_from_string(model)
-    outputs = {output.name for output in proto.graph.output}
-    for node in (node for node in proto.graph.node if node.op_type == "MaxPool"):
-        plain = [attribute for attribute in node.attribute if attribute.name != "storage_order"]
-        del node.attribute[:]
-        node.attribute.extend(plain)
-        if node.output[0] not in outputs:
-            proto.graph.output.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None))
-    return bytes(proto.SerializeToString())
 
 
 def latency_us(kernel: Kernel, cycles: float, core: Core) -> tuple[float, float]:
@@ -154,7 +132,7 @@ class Simulator:
         """
         paths = [folder / f"{i}-{count}.onnx" for i, kernel in enumerate(kernels) for count in repeats(kernel)]
         for path, (kernel, count) in zip(paths, [(k, n) for k in kernels for n in repeats(k)], strict=True):
-            path.write_bytes(arm_model(kernel, count))
+            path.write_bytes(kernel_model(kernel, count))
         lines, ending = self._run_guest(paths, folder / "blocks")
         results: list[tuple[Counter[Block], ...] | str] = []
         for index, kernel in enumerate(kernels[: len(lines) // 2]):
