@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import platform
 import shutil
@@ -139,8 +140,8 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
     cost = CostModel(space, latency, FileSizes(OnnxWriter(traced)))
     if cost.beyond_table > 0:
         display.note(
-            f"{cost.beyond_table:.0%} of the kernels that candidates may need lie outside the measured range of "
-            "the table: their latency is extrapolated, with a wide band; --strict leaves such choices out"
+            f"{math.ceil(100 * cost.beyond_table)} % of the kernels that candidates may need lie outside the measured "
+            "range of the table: their latency is extrapolated, with a wide band; --strict leaves such choices out"
         )
     return Prepared(settings, task, bench, profile, space, cost)
 

@@ -28,6 +28,7 @@ def estimate(
     from autocomp.hardware.profile import find_profile
 
     profile = find_profile(options.hw)
+    _ = profile.latencies  # a fault in the table is worth knowing before the network is built
     from autocomp import estimate as estimates
     from autocomp.report.estimate import document, print_estimate
     from autocomp.report.progress import make_display

@@ -105,6 +105,8 @@ def compare(
     from autocomp.hardware.profile import find_profile
 
     profiles = [find_profile(name) for name in names]
+    for profile in profiles:
+        _ = profile.latencies  # a fault in a table is worth knowing before the network is built
     from autocomp import estimate as estimates
     from autocomp.report.estimate import comparison, print_comparison
     from autocomp.report.progress import make_display
