@@ -107,6 +107,11 @@ _verb(
     "hw show mobile_arm --kernel 'conv 96→* @14x14 int8' --plot latency.html",
 )  # fmt: skip
 _verb(
+    _hw, "check", "hw:check",
+    "Hold this machine's table against whole networks, timed.",
+    "hw check host_cpu --networks 50 --json",
+)  # fmt: skip
+_verb(
     _hw, "compare", "hw:compare",
     "Compare what one network takes on several devices, layer by layer.",
     "hw compare mobile_arm host_cpu",

@@ -99,11 +99,11 @@ class FileSizes:
     def tensor_bytes(self, kernel: int) -> int:
         parts = Parts()
         if kernel == NETWORK_INPUT:
-            name, is_output, shares_zero = self.traced.input_name, False, False
+            name, is_output, shares_zero, pooled = self.traced.input_name, False, False, False
         else:
             name, is_output = self.traced.tensors[kernel], self.traced.spec.kernels[kernel].output
-            shares_zero = self._behind_relu(kernel)
-        parts.quantize(kernel, name, TensorRange(0.1, 0 if shares_zero else 255), is_output=is_output)
+            shares_zero, pooled = self._behind_relu(kernel), self.traced.spec.kernels[kernel].op == "max_pool"
+        parts.quantize(kernel, name, TensorRange(0.1, 0 if shares_zero else 255), is_output, pooled)
         parts.dequantize(kernel, name if is_output else "")
         if name in self._flattened:
             parts.quantize_dequantize_flatten(kernel, name, TensorRange(0.1, 255))

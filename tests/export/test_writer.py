@@ -65,7 +65,7 @@ def check_file(source: Traced, policy: Policy, x: torch.Tensor, scorer: Scorer, 
     step = (simulated.max() - simulated.min()) / 255
     difference = np.abs(scored.outputs - simulated)
     assert difference.max() <= 2 * step
-    assert difference.mean() <= 0.02 * step
+    assert difference.mean() <= 0.05 * step
     return size
 
 
