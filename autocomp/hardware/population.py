@@ -18,8 +18,8 @@ from autocomp.hardware.choices import Columns, Dimension
 
 Figures = NDArray[Any]
 
-#: Candidates scored at once: their columns, indices and sums stay in the processor's second-level cache.
-CHUNK = 2048
+#: Candidates scored at once: so many that calls of numpy cost little, so few that their sums stay in the cache.
+CHUNK = 8192
 #: Rows up to which terms are merged into one table: with four figures a row it stays in the second-level cache.
 MOST_ROWS = 4096
 
