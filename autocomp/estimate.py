@@ -11,6 +11,7 @@ from pathlib import Path
 from autocomp.compress.prune import check_policy
 from autocomp.display import Display
 from autocomp.errors import UserError
+from autocomp.export.kernels import file_kernels
 from autocomp.hardware.breakdown import Breakdown, break_down
 from autocomp.hardware.cost import network_kernels
 from autocomp.hardware.estimator import LatencyModel
@@ -107,8 +108,6 @@ def compare_file(path: Path, profiles: Sequence[HardwareProfile], display: Displ
 
     The twin executes the same kernels in float32, without conversions. A file that is float has none.
     """
-    from autocomp.export.kernels import file_kernels
-
     display.phase("reading the kernels that the runtime executes", detail=path.name)
     kernels = file_kernels(path)
     if not kernels:

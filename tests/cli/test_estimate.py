@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from autocomp import cli
 from autocomp.policy import INT8, LayerPolicy, Policy
@@ -89,3 +92,64 @@ def test_what_a_device_cannot_execute_is_an_error_that_names_the_layer(verb, cap
     assert cli.main([*verb.split(), "bad.json", "--task", "mine.py:task"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("autocomp: bad.json: layer grouped: w8a8: A grouped integer convolution")
+
+
+@pytest.fixture
+def quantized_file():
+    """One integer convolution between a quantization and a dequantization, as any tool would write it."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "scale": np.float32(0.02),
+        "zero": np.uint8(128),
+        "weight_q": rng.integers(-127, 128, (32, 16, 3, 3)).astype(np.int8),
+        "weight_scale": np.float32(0.01),
+        "weight_zero": np.int8(0),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x_q"]),
+        helper.make_node("DequantizeLinear", ["x_q", "scale", "zero"], ["x_d"]),
+        helper.make_node("DequantizeLinear", ["weight_q", "weight_scale", "weight_zero"], ["weight"]),
+        helper.make_node("Conv", ["x_d", "weight"], ["y_f"], name="only", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("QuantizeLinear", ["y_f", "scale", "zero"], ["y_q"]),
+        helper.make_node("DequantizeLinear", ["y_q", "scale", "zero"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 16, 14, 14])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32, 14, 14])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), "one.onnx")
+
+
+def of_file(arguments, capsys):
+    assert cli.main([*arguments.split(), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_file_is_estimated_kernel_by_kernel(quantized_file, capsys):
+    (network,) = of_file("estimate one.onnx --hw mobile_arm", capsys)["networks"]
+    assert [kernel["kernel"] for kernel in network["kernels"]] == [
+        "quantize 16→16 @14x14 int8", "conv 3x3 16→32 @14x14 int8", "dequantize 32→32 @14x14 int8",
+    ]  # fmt: skip
+    assert [kernel["limit"] for kernel in network["kernels"]] == ["conversion", "compute", "conversion"]
+    assert network["macs"] == 16 * 32 * 9 * 14 * 14
+    assert network["size_bytes"] == Path("one.onnx").stat().st_size
+    assert network["latency_ms"] == pytest.approx(sum(kernel["latency_ms"] for kernel in network["kernels"]))
+
+
+def test_a_file_is_compared_with_its_float_twin(quantized_file, capsys):
+    for device in of_file("hw compare mobile_arm other.yaml one.onnx", capsys)["devices"]:
+        twin, file = device["networks"]
+        assert [kernel["kernel"] for kernel in twin["kernels"]] == ["conv 3x3 16→32 @14x14 fp32"]
+        assert (twin["name"], file["name"]) == ("float", "one.onnx")
+        assert device["gain"] == pytest.approx(twin["latency_ms"] / file["latency_ms"])
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", None])
+def test_a_file_that_is_no_model_is_one_line(content, quantized_file, capsys):
+    whole = Path("one.onnx").read_bytes()
+    Path("bad.onnx").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert cli.main(["estimate", "bad.onnx", "--hw", "mobile_arm"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("autocomp: bad.onnx: ONNX Runtime does not load it")
