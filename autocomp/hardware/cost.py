@@ -250,18 +250,14 @@ def _bytes(values: Floats | Ints) -> Floats:
 
 
 class _Latencies:
-    """Milliseconds of kernels with the ends of their band: the foreseen ones at once, any other when it is needed."""
+    """Milliseconds of kernels with the ends of their band. extrapolated: those that the table does not reach."""
 
     def __init__(self, latency: LatencyModel, kernels: Sequence[Kernel]) -> None:
-        self._latency = latency
         self._known: dict[Kernel, tuple[float, float, float]] = {}
         self.extrapolated: list[Kernel] = []
-        self._ask(kernels)
-
-    def _ask(self, kernels: Sequence[Kernel]) -> None:
         for start in range(0, len(kernels), _BATCH):
             batch = kernels[start : start + _BATCH]
-            estimate = self._latency.predict(batch)
+            estimate = latency.predict(batch)
             figures = np.stack([estimate.us, estimate.low_us, estimate.high_us], axis=1) / 1000
             self._known |= zip(batch, map(tuple, figures.tolist()), strict=True)
             self.extrapolated += [kernel for kernel, far in zip(batch, estimate.extrapolated, strict=True) if far]
@@ -289,7 +285,7 @@ class _Definitions:
         amounts = {name: amount for _, choices in needs for choice in choices for name, amount in choice.items()}
         names = [*amounts]
         words = len(names) // 64 + 1
-        terms = []
+        terms = [Term.of(np.zeros(words, np.uint64))]  # a network may have no layer at all
         for dimensions, choices in needs:
             bits = np.array([[name in choice for name in names] for choice in choices], dtype=bool)
             padded = np.pad(bits, ((0, 0), (0, 64 * words - len(names))))
