@@ -56,7 +56,7 @@ _TFLITE = "TensorFlow Lite"
 
 SOURCES = (
     Source(
-        _XNNPACK, "Raspberry Pi 4", "Cortex-A72 at 1.5 GHz", "XNNPACK, 64-bit", 4, "raspberry_pi_4",
+        _XNNPACK, "Raspberry Pi 4", "Cortex-A72, clock not said", "XNNPACK, 64-bit", 4, "raspberry_pi_4",
         _versions("fp32", mobilenet_v1=77, mobilenet_v2=46) | _versions("int8", mobilenet_v1=24, mobilenet_v2=17),
         # mobilenet_int8 stands for both integer networks.
         _versions("fp32", mobilenet_v1=123.76 / 60.74, mobilenet_v2=92.98 / 61.63)
@@ -81,7 +81,7 @@ SOURCES = (
         | _versions("int8", mobilenet_v1=56.1, mobilenet_v2=49.0),
     ),
     Source(
-        "He et al., AMC (2018), table 5", "Pixel 1", "Kryo at 2.15 GHz", _TFLITE, 1, "mobile_arm",
+        "He et al., AMC (2018)", "Pixel 1", "Kryo at 2.15 GHz", _TFLITE, 1, "mobile_arm",
         _versions("fp32", mobilenet_v1=123) | {Version("mobilenet_v1", "fp32", 0.75): 72.5},
     ),
     Source(
