@@ -152,14 +152,14 @@ def check_host(profile: HardwareProfile, networks: int, display: Display, *, see
     display.phase("fitting the estimator", detail=f"{len(table)} rows")
     model = LatencyModel.from_table(table, profile.calibration)
     with TemporaryDirectory(prefix="autocomp-check-") as folder:
-        subjects = list(_subjects(profile, networks, seed, Path(folder), display))
-        times, reference = _time(subjects, display)
+        subjects = list(make_subjects(profile, networks, seed, Path(folder), display))
+        times, reference = time_subjects(subjects, display)
     timed = tuple(_timed(subject, rounds, model) for subject, rounds in zip(subjects, times, strict=True))
     return Check(timed, float(np.median(reference) / np.min(reference) - 1), len(table))
 
 
 @dataclass(frozen=True, slots=True)
-class _Subject:
+class Subject:
     name: str
     path: Path
     input_shape: tuple[int, ...]
@@ -168,7 +168,9 @@ class _Subject:
     size_bytes: int
 
 
-def _subjects(profile: HardwareProfile, networks: int, seed: int, folder: Path, display: Display) -> Iterator[_Subject]:
+def make_subjects(
+    profile: HardwareProfile, networks: int, seed: int, folder: Path, display: Display
+) -> Iterator[Subject]:
     """Files of so many networks, taken in turn from `BASES`."""
     torch.set_num_threads(1)
     display.phase("exporting networks", total=networks)
@@ -182,7 +184,7 @@ def _subjects(profile: HardwareProfile, networks: int, seed: int, folder: Path, 
             path = folder / f"{name}_{side}_{variant}.onnx"
             size = _write(traced, writer, policy, path)
             kernels = tuple(kernel for kernel, _ in network_kernels(traced.spec, policy))
-            yield _Subject(path.stem, path, traced.spec.input_shape, kernels, traced.spec.macs(policy), size)
+            yield Subject(path.stem, path, traced.spec.input_shape, kernels, traced.spec.macs(policy), size)
             done += 1
             display.advance(done)
 
@@ -205,7 +207,7 @@ def _write(traced: Traced, writer: OnnxWriter, policy: Policy, path: Path) -> in
     return writer.write(network.freeze(), path)
 
 
-def _time(subjects: Sequence[_Subject], display: Display) -> tuple[list[list[float]], list[float]]:
+def time_subjects(subjects: Sequence[Subject], display: Display) -> tuple[list[list[float]], list[float]]:
     """Microseconds of each network, round by round, and of the reference kernel in the same rounds.
 
     A network is called several times in a row: what it takes right after another one has no place in a latency.
@@ -228,20 +230,20 @@ def _time(subjects: Sequence[_Subject], display: Display) -> tuple[list[list[flo
     return times, reference
 
 
-def _undisturbed(rounds: Sequence[float]) -> float:
+def undisturbed(rounds: Sequence[float]) -> float:
     """As the kernels are timed: see `hardware.runner`."""
     return float(np.sort(rounds)[AGREE - 1])
 
 
-def _timed(subject: _Subject, rounds: Sequence[float], model: LatencyModel) -> Timed:
+def _timed(subject: Subject, rounds: Sequence[float], model: LatencyModel) -> Timed:
     estimate = model.predict(subject.kernels)
     operators = [replace(k, precision="fp32") for k in subject.kernels if k.op not in ("quantize", "dequantize")]
-    total = float(estimate.us.sum())
+    total, low, high = estimate.total_us
     # The same file timed twice, as it were.
-    first, second = (_undisturbed(half) for half in (rounds[: len(rounds) // 2], rounds[len(rounds) // 2 :]))
+    first, second = (undisturbed(half) for half in (rounds[: len(rounds) // 2], rounds[len(rounds) // 2 :]))
     return Timed(
         subject.name, len(subject.kernels), sum(k.precision == "int8" for k in subject.kernels), subject.macs,
-        subject.size_bytes, _undisturbed(rounds), (first, second), total,
-        float(estimate.low_us.sum()), float(estimate.high_us.sum()), float(model.predict(operators).us.sum()),
+        subject.size_bytes, undisturbed(rounds), (first, second), total,
+        low, high, float(model.predict(operators).us.sum()),
         float(estimate.us[estimate.extrapolated].sum()) / total,
     )  # fmt: skip

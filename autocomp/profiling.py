@@ -31,10 +31,9 @@ from autocomp.tasks.reach import Reach, reach
 #: How long this machine is measured where nobody says.
 DEFAULT_MINUTES = 10.0
 #: Networks that widen the table in the time that a space leaves, one of each family, and how many variants of each.
-_WIDER = ("mobilenet_v2", "resnet18", "squeezenet", "mobilenet_v1", "efficientnet_lite0")
-_OWN_VARIANTS, _WIDER_VARIANTS = 16, 8
-#: Sides of their images in pixels: as published, and half as large, roughly.
-_WIDER_SIDES = (None, 128)
+_WIDER = ("mobilenet_v2", "resnet18", "squeezenet", "mobilenet_v1", "resnet20", "efficientnet_lite0")
+#: They grow from round to round: the first round of all comes before the second of any.
+_OWN_VARIANTS, _WIDER_VARIANTS, _WIDER_ROUNDS = 16, 16, 3
 #: Another network is only traced where so many seconds are left to measure it.
 _WORTH_TRACING_S = 30.0
 #: Kept for the summary, which fits the estimator once more: a share of the time, and at most so many seconds.
@@ -156,12 +155,13 @@ def measure_here(
 
 def _wider(profile: HardwareProfile, ours: Reach, end: float, display: Display) -> Iterator[Tier]:
     """Kernels of networks of every family, as long as there is time to measure them before `end`."""
-    for side, name in product(_WIDER_SIDES, _WIDER):
+    traced: dict[str, Reach] = {}
+    for seed, name in product(range(1, 1 + _WIDER_ROUNDS), _WIDER):
         if end - time.monotonic() < _WORTH_TRACING_S:
             return
-        if side is not None or name != ours.network.name:
-            other = reach(profile, None, name, None, display, side=side)
-            yield Tier(f"widening the table by {name}", other.between(_WIDER_VARIANTS))
+        if name not in traced:
+            traced[name] = ours if name == ours.network.name else reach(profile, None, name, None, display)
+        yield Tier(f"widening the table by {name}", traced[name].between(_WIDER_VARIANTS, seed))
 
 
 def _copy(profile: HardwareProfile, name: str, out: Path, table: LatencyTable, ours: Reach) -> Path:

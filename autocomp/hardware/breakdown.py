@@ -59,12 +59,11 @@ class Breakdown:
 def break_down(kernels: Sequence[tuple[Kernel, str]], model: LatencyModel, roofline: Roofline) -> Breakdown:
     """The latency of a network, given as (kernel, name) pairs.
 
-    The band of the whole is the sum of the kernels' bands: as wide as if all were off in the same direction, for what
-    one kernel is off by (the board, the clock frequency) the others mostly are too.
+    The band of the whole is narrower than those of its kernels: what each is off by alone partly cancels out.
     """
     only = [kernel for kernel, _ in kernels]
     estimate = model.predict(only)
-    total_us = float(estimate.us.sum())
+    total_us, low_us, high_us = estimate.total_us
     lines = [
         KernelLatency(
             name, kernel, us / 1000, low / 1000, high / 1000, us / total_us, bool(measured), bool(extrapolated), limit
@@ -74,5 +73,4 @@ def break_down(kernels: Sequence[tuple[Kernel, str]], model: LatencyModel, roofl
             estimate.extrapolated, roofline.limits(only, estimate.us), strict=True,
         )
     ]  # fmt: skip
-    low_ms, high_ms = float(estimate.low_us.sum()) / 1000, float(estimate.high_us.sum()) / 1000
-    return Breakdown(tuple(lines), total_us / 1000, low_ms, high_ms)
+    return Breakdown(tuple(lines), total_us / 1000, low_us / 1000, high_us / 1000)

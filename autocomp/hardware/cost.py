@@ -17,7 +17,7 @@ from autocomp.hardware.choices import (
     layer_sizes,
     result_shape,
 )
-from autocomp.hardware.estimator import LatencyModel
+from autocomp.hardware.estimator import LatencyModel, band
 from autocomp.hardware.memory import PeakMemory, peak_memory
 from autocomp.hardware.population import CHUNK, Accumulated, Term
 from autocomp.kernel import Kernel
@@ -112,22 +112,22 @@ class CostModel:
     def __call__(self, genes: Genes) -> Cost:
         """genes: (n, len(space)) choice indices."""
         genes = np.atleast_2d(np.asarray(genes, dtype=np.int64))
-        figures, memory = np.empty((len(genes), 4)), np.empty(len(genes))
+        figures, memory = np.empty((len(genes), 3)), np.empty(len(genes))
         room = None
         for start in range(0, len(genes), CHUNK):
             part = slice(start, start + CHUNK)
             columns = self.layout.columns(genes[part], room)
             self._figures(columns, figures[part])
-            figures[part, 3] += self._definitions(columns)
+            figures[part, 2] += self._definitions(columns)
             memory[part] = self._memory(columns)
             room = columns if room is None else room
-        latency, low, high, size = figures.T
-        return Cost(size, latency, low, high, memory)
+        latency, squares, size = figures.T
+        return Cost(size, latency, *band(latency, squares, self.latency.common), memory)
 
     def of_policy(self, policy: Policy) -> Cost:
         """Cost of any policy of the network, whether the space offers it or not; arrays of length 1."""
         estimate = self.latency.predict([kernel for kernel, _ in network_kernels(self.network, policy)])
-        latency, low, high = (float(values.sum()) / 1000 for values in (estimate.us, estimate.low_us, estimate.high_us))
+        latency, low, high = (us / 1000 for us in estimate.total_us)
         figures = (self._policy_bytes(policy), latency, low, high, peak_memory(self.network, policy))
         size, latency_ms, low_ms, high_ms, memory = (np.array([float(figure)]) for figure in figures)
         return Cost(size, latency_ms, low_ms, high_ms, memory)
@@ -177,17 +177,17 @@ class CostModel:
         terms = []
         for source, stored in self.layout.stored.items():
             converted, axis = self.layout.converted[source], self.layout.result_axis(source)
-            figures = np.zeros((len(stored.values), len(converted.values), len(axis.counts), 4))
+            figures = np.zeros((len(stored.values), len(converted.values), len(axis.counts), 3))
             for i, is_int8 in enumerate(stored.values):
                 for j, happens in enumerate(converted.values):
                     if happens:
                         step = "dequantize" if is_int8 else "quantize"
                         counts = axis.counts.tolist()
                         kernels = [conversion_kernel(self.network, source, step, count) for count in counts]
-                        figures[i, j, :, :3] = known.over(kernels)
-                        figures[i, j, :, 3] += self.sizes.dequantize_bytes(source) if is_int8 else 0
+                        figures[i, j, :, :2] = known.over(kernels)
+                        figures[i, j, :, 2] += self.sizes.dequantize_bytes(source) if is_int8 else 0
                     if is_int8 or happens:
-                        figures[i, j, :, 3] += self.sizes.tensor_bytes(source)
+                        figures[i, j, :, 2] += self.sizes.tensor_bytes(source)
             if figures.any():
                 dimensions = (*stored.dimensions, *converted.dimensions, *axis.dimensions)
                 terms.append(self._by_decision(source, Term.of(figures, *dimensions)))
@@ -238,33 +238,36 @@ class CostModel:
 
 
 def _latency(values: Floats) -> Floats:
-    """(…, 3) → (…, 4): latency with its band, and no bytes."""
+    """(…, 2) → (…, 3): latency and what it is off by, and no bytes."""
     return np.concatenate([values, np.zeros((*values.shape[:-1], 1))], axis=-1)
 
 
 def _bytes(values: Floats | Ints) -> Floats:
-    """(…) → (…, 4): bytes, and no latency."""
-    figures = np.zeros((*values.shape, 4))
-    figures[..., 3] = values
+    """(…) → (…, 3): bytes, and no latency."""
+    figures = np.zeros((*values.shape, 3))
+    figures[..., 2] = values
     return figures
 
 
 class _Latencies:
-    """Milliseconds of kernels with the ends of their band. extrapolated: those that the table does not reach."""
+    """Milliseconds of kernels, and the squares of what each is off by alone (see `estimator.band`).
+
+    extrapolated: those that the table does not reach.
+    """
 
     def __init__(self, latency: LatencyModel, kernels: Sequence[Kernel]) -> None:
-        self._known: dict[Kernel, tuple[float, float, float]] = {}
+        self._known: dict[Kernel, tuple[float, float]] = {}
         self.extrapolated: list[Kernel] = []
         for start in range(0, len(kernels), _BATCH):
             batch = kernels[start : start + _BATCH]
             estimate = latency.predict(batch)
-            figures = np.stack([estimate.us, estimate.low_us, estimate.high_us], axis=1) / 1000
+            figures = np.stack([estimate.us / 1000, np.square(estimate.own_us / 1000)], axis=1)
             self._known |= zip(batch, map(tuple, figures.tolist()), strict=True)
             self.extrapolated += [kernel for kernel, far in zip(batch, estimate.extrapolated, strict=True) if far]
 
     def over(self, kernels: Sequence[Kernel]) -> Floats:
-        """(n, 3). What was not foreseen is no candidate's and must not be read: NaN."""
-        never = (np.nan, np.nan, np.nan)
+        """(n, 2). What was not foreseen is no candidate's and must not be read: NaN."""
+        never = (np.nan, np.nan)
         return np.array([self._known.get(kernel, never) for kernel in kernels])
 
 

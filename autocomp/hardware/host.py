@@ -16,7 +16,7 @@ from autocomp.hardware.kernel_models import kernel_model
 from autocomp.hardware.profiling.chains import REFERENCE, chain_copies, table_latency
 from autocomp.hardware.profiling.fill import Measure, Measured, Tier, fill
 from autocomp.hardware.profiling.growing import GrowingTable
-from autocomp.hardware.runner import BoundModel, Chains, cpu_name, keeps_blocks, time_in_rounds
+from autocomp.hardware.runner import BoundModel, Chains, Timing, cpu_name, keeps_blocks, time_in_rounds
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Kernel
 
@@ -26,11 +26,15 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, float], None]
 
 
+#: Names the way of measuring: rows of different ones must not meet in a table. 2: kernels as inside a network.
+_METHOD = 2
+
+
 def host_table_path(folder: Path | None = None) -> Path:
-    """Where this machine's latencies are kept: a file per CPU model, number of cores and runtime version."""
+    """Where this machine's latencies are kept: a file per CPU model, number of cores, runtime and way of measuring."""
     folder = folder or Path(platformdirs.user_cache_dir("autocomp")) / "host_cpu"
     machine = re.sub(r"[^A-Za-z0-9]+", "-", cpu_name()).strip("-").lower()
-    return folder / f"{machine}-{os.cpu_count()}cores-onnxruntime-{onnxruntime.__version__}.csv"
+    return folder / f"{machine}-{os.cpu_count()}cores-onnxruntime-{onnxruntime.__version__}-{_METHOD}.csv"
 
 
 def host_table(folder: Path | None = None) -> LatencyTable:
@@ -77,10 +81,16 @@ class _Counting:
 
 
 def measure_batch(kernels: Sequence[Kernel], deadline: float = float("inf")) -> Iterator[Measured]:
+    """What a table says of `kernels`, timed on this machine now; see `time_kernels`."""
+    for kernel, timing, reference in time_kernels(kernels, deadline):
+        yield Measured(kernel, table_latency(kernel, timing), table_latency(REFERENCE, reference).latency_us)
+
+
+def time_kernels(kernels: Sequence[Kernel], deadline: float = float("inf")) -> Iterator[tuple[Kernel, Timing, Timing]]:
     """Times `kernels` on this machine now, in the same rounds, and tells of each as soon as its rounds agree.
 
-    deadline: of `time.monotonic`; past it, they come as they are. Kernels that the runtime refuses to build are left
-    out, with a warning.
+    Beside each, the reference kernel in the same rounds. deadline: of `time.monotonic`; past it, they come as they
+    are. Kernels that the runtime refuses to build are left out, with a warning.
     """
     chains: dict[Kernel, Chains] = {}
     for kernel in kernels:
@@ -88,8 +98,7 @@ def measure_batch(kernels: Sequence[Kernel], deadline: float = float("inf")) -> 
             chains[kernel] = _chains(kernel)
         except Exception as error:  # noqa: BLE001  ONNX Runtime's own exceptions share no base class
             log.warning("no latency of %s: ONNX Runtime refuses it: %s", kernel, " ".join(str(error).split())[:200])
-    for kernel, timing, reference in time_in_rounds(chains, _chains(REFERENCE), deadline):
-        yield Measured(kernel, table_latency(kernel, timing), table_latency(REFERENCE, reference).latency_us)
+    yield from time_in_rounds(chains, _chains(REFERENCE), deadline)
 
 
 def _chains(kernel: Kernel) -> Chains:

@@ -6,6 +6,7 @@ space that is meant for it, and any other space goes with `--network NAME` or wi
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import islice
 
 import numpy as np
@@ -23,6 +24,9 @@ from autocomp.space import SearchSpace, SpaceOptions
 from autocomp.tasks import Progress, TaskRequest, load_task, mnist
 from autocomp.tasks.architectures import ARCHITECTURES, Network, build
 from autocomp.tasks.spaces import load_space, space_names
+
+#: Sides of images in pixels: multiples of 32, which halve evenly as often as these networks do.
+_OTHER_SIDES = (32, 64, 96, 128, 160, 192, 224)
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,17 @@ class Reach:
     def between(self, networks: int, seed: int = 0) -> list[Kernel]:
         """Kernels of the whole network, and of so many with any channel counts, odd ones too, down to a quarter.
 
-        Each as float and as int8, and the pruned ones also with both mixed.
+        Each as float and as int8, and the pruned ones also with both mixed. Every other pruned one is for images of
+        another size.
         """
-        policies = islice(self._any_policy(np.random.default_rng(seed)), 2 + networks)
-        return list(dict.fromkeys(kernel for policy in policies for kernel, _ in network_kernels(self.network, policy)))
+        rng = np.random.default_rng(seed)
+        shape = self.network.input_shape
+        found: dict[Kernel, None] = {}
+        for index, policy in enumerate(islice(self._any_policy(rng), 2 + networks)):
+            resized = len(shape) == 3 and index >= 2 and index % 2
+            ratio = Fraction(int(rng.choice(_OTHER_SIDES)), shape[-1]) if resized else Fraction(1)
+            found |= dict.fromkeys(_resized(kernel, ratio) for kernel, _ in network_kernels(self.network, policy))
+        return list(found)
 
     def _any_policy(self, rng: np.random.Generator) -> Iterator[Policy]:
         integer = [layer.name for layer in self.network.layers if self.profile.veto(layer, INT8) is None]
@@ -60,23 +71,27 @@ class Reach:
             )
 
 
+def _resized(kernel: Kernel, ratio: Fraction) -> Kernel:
+    """The kernel on an image `ratio` times as large, as far as its sides are then whole numbers; see `_OTHER_SIDES`."""
+    sides = kernel.height * ratio, kernel.width * ratio
+    if kernel.height * kernel.width == 1 or any(side.denominator > 1 for side in sides):
+        return kernel
+    return replace(kernel, height=int(sides[0]), width=int(sides[1]))
+
+
 def reach(
     profile: HardwareProfile,
     space: str | None,
     network: str | None,
     task: str | None,
     watch: Progress,
-    *,
-    side: int | None = None,
 ) -> Reach:
     """What a search over `space` reaches on the device. UserError where no network can be told from the arguments.
 
     space: a space, the path of its file, or a built-in network. network: a built-in network. task: of one's own,
-    path.py:function. side: of the images of a built-in network in pixels; as published by default.
+    path.py:function.
     """
     subject, options, space_name = _subject(space, network, task, watch)
-    if side is not None and isinstance(subject, Network):
-        subject = replace(subject, input_shape=(subject.input_shape[0], side, side))
     watch.phase("tracing the network", detail=subject.name)
     spec = trace(subject.module, subject.example, subject.name).spec
     offered = SearchSpace.build(spec, replace(options, channel_multiple=profile.channel_multiple), profile.veto)

@@ -30,7 +30,7 @@ class Reaching(Roofline):
     def predict(self, kernels: Sequence[Kernel]) -> LatencyEstimate:
         known = super().predict(kernels)
         far = np.array([self.beyond(kernel) for kernel in kernels], dtype=bool)
-        return LatencyEstimate(known.us, known.low_us, known.high_us, far, known.measured)
+        return LatencyEstimate(known.us, known.own_us, known.common, far, known.measured)
 
 
 def space_of(kind) -> SearchSpace:
