@@ -1,5 +1,7 @@
 """Where the time goes: sums and shares that add up, limits that follow from a device whose peaks are known."""
 
+import math
+
 import numpy as np
 import pytest
 from roofline import Roofline as Model
@@ -79,8 +81,10 @@ def test_a_breakdown_adds_up() -> None:
     found = break_down([(kernel, f"layer {i}") for i, kernel in enumerate(kernels)], Model(), Roofline(table))
     assert [line.name for line in found.kernels] == ["layer 0", "layer 1", "layer 2", "layer 3"]
     assert found.latency_ms == pytest.approx(sum(map(true_us, kernels)) / 1000)
-    assert found.low_ms == pytest.approx(0.9 * found.latency_ms)
-    assert found.high_ms == pytest.approx(1.2 * found.latency_ms)
+    own = [0.1 * true_us(kernel) / 1000 for kernel in kernels]  # each alone, so they add up as squares
+    half = math.hypot(math.hypot(*own) / found.latency_ms, Model.common)
+    assert found.low_ms == pytest.approx(found.latency_ms * math.exp(-half))
+    assert found.high_ms == pytest.approx(found.latency_ms * math.exp(half))
     assert sum(line.share for line in found.kernels) == pytest.approx(1)
     assert found.kernels[0].share == pytest.approx(true_us(BUSY) / 1000 / found.latency_ms)
     assert found.limit_shares == pytest.approx(

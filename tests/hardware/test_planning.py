@@ -52,7 +52,7 @@ def test_the_expected_error_grows_with_latency_and_with_held_out_errors() -> Non
     relative = errors / [rough_us(kernel) for kernel in unknown]
     wild = np.array([kernel.in_channels > 96 for kernel in unknown])
     assert errors.min() > 0
-    assert np.median(relative[wild]) > 1.1 * np.median(relative[~wild])
+    assert np.median(relative[wild]) > 1.05 * np.median(relative[~wild])
 
 
 @pytest.mark.parametrize(("factor", "expected"), [(3.0, True), (1 / 3.0, False)])
