@@ -2,53 +2,42 @@
 
     autocomp search --hw host_cpu --budget 4MB && python experiments/host_front/run.py runs/latest
 
-Files are timed in turn, round after round, on one thread at batch size 1; a file's time is the median over rounds of
-the fastest of a few calls, since other processes only ever slow a call down. Prints a line a file and one JSON line:
+Files are timed in turn, round after round, on one thread at batch size 1, with input and output bound to memory, as
+networks are in `autocomp hw check`. Prints a line a file and one JSON line:
 largest and mean error in percent, Spearman's rank correlation, share of files inside their band.
 """
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import onnx
 from scipy.stats import spearmanr
 
-from autocomp.export.scorer import session_options
+from autocomp.check import undisturbed
+from autocomp.hardware.runner import BoundModel
 from autocomp.rundir import read_run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--calls", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--calls", type=int, default=5)
     options = parser.parse_args()
     data = read_run(options.run)
     points = [*data.references.values(), *data.front]
-    sessions = [
-        onnxruntime.InferenceSession(str(options.run / p.file), session_options(), providers=["CPUExecutionProvider"])
-        for p in points
-    ]
     rng = np.random.default_rng(0)
-    feeds = []
-    for session in sessions:
-        value = session.get_inputs()[0]
-        shape = [1 if not isinstance(d, int) else d for d in value.shape]
-        feeds.append({value.name: rng.standard_normal(shape).astype(np.float32)})
+    value = onnx.load(options.run / points[0].file).graph.input[0]
+    shape = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
+    models = [BoundModel(str(options.run / p.file), rng.standard_normal(shape).astype(np.float32)) for p in points]
     times: list[list[float]] = [[] for _ in points]
-    for round_number in range(options.rounds + 2):
-        for index, (session, feed) in enumerate(zip(sessions, feeds, strict=True)):
-            best = float("inf")
-            for _ in range(options.calls):
-                start = time.perf_counter()
-                session.run(None, feed)
-                best = min(best, time.perf_counter() - start)
-            if round_number >= 2:  # the first rounds warm the caches
-                times[index].append(best * 1000)
-    measured = np.array([np.median(t) for t in times])
+    for _ in range(options.rounds):
+        for model, rounds in zip(models, times, strict=True):
+            model.fastest_us(1)
+            rounds.append(model.fastest_us(options.calls) / 1000)
+    measured = np.array([undisturbed(rounds) for rounds in times])
     predicted = np.array([p.latency_ms for p in points])
     error = 100 * (predicted / measured - 1)
     inside = [p.latency_low_ms <= m <= p.latency_high_ms for p, m in zip(points, measured, strict=True)]
