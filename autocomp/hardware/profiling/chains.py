@@ -22,7 +22,7 @@ _LARGE_WEIGHTS, _COLD_BYTES = 40_000, 9_000_000
 _SMALLEST_US = 0.02  # what a slope of noise around zero is set to: kernels that cost nothing that can be measured
 #: What a kernel takes more inside a network, where another kernel ran before it, and its code and parameters are no
 #: longer in the first-level caches. This and the three numbers below: experiments/latency_estimator.
-IN_NETWORK_US = 0.3
+IN_NETWORK_US = 0.45
 #: Second-level cache that the two shares below are meant for.
 _CACHE_BYTES = 1e6
 #: A kernel's activations are cold by the share of the cache that they would fill, above so much of it. Its weights
