@@ -38,8 +38,8 @@ from autocomp.tasks.architectures import build
 
 Floats = NDArray[np.float64]
 
-#: Architecture, side of its image in pixels, width. `profile` widens a table over such families and sides, too, but with
-#: other channel counts and precisions.
+#: Architecture, side of its image in pixels, width. `profile` widens a table over such families and sides, but
+#: with other channel counts and precisions.
 BASES = (
     ("mobilenet_v2", 96, 1.0), ("efficientnet_lite0", 160, 1.0), ("resnet20", 32, 1.0), ("squeezenet", 160, 1.0),
     ("mobilenet_v1", 192, 0.75), ("mobilenet_v2", 192, 0.75), ("efficientnet_lite0", 224, 1.0), ("resnet18", 112, 0.5),
