@@ -53,6 +53,11 @@ class Kernel:
         return self.out_channels * (self.in_channels // self.groups) * self.kernel_h * self.kernel_w
 
     @property
+    def value_bytes(self) -> int:
+        """Bytes of one value of its tensors and weights."""
+        return 4 if self.precision == "fp32" else 1
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of one inference."""
         return self.weight_count * self.out_height * self.out_width

@@ -144,14 +144,6 @@ def input_type(kernel: Kernel) -> int:
     return int(TensorProto.FLOAT if kernel.precision == "fp32" else TensorProto.UINT8)
 
 
-def input_values(kernel: Kernel, seed: int = 0) -> NDArray[Any]:
-    """Values for "x" that keep a chain of kernels away from denormals, which would slow float kernels down."""
-    rng = np.random.default_rng(seed)
-    if input_type(kernel) == TensorProto.FLOAT:
-        return rng.uniform(0.9, 1.1, input_shape(kernel)).astype(np.float32)
-    return rng.integers(0, 256, input_shape(kernel)).astype(np.uint8)
-
-
 def _channels_last(kernel: Kernel) -> bool:
     return kernel.op == "dequantize" or (kernel.precision == "int8" and kernel.op != "quantize")
 

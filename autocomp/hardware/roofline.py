@@ -61,8 +61,7 @@ class Roofline:
 
 def bytes_moved(kernel: Kernel) -> int:
     """Bytes of a kernel's inputs, output and weights, each once."""
-    width = 4 if kernel.precision == "fp32" else 1
-    return width * (kernel.in_elements + kernel.out_elements + kernel.weight_count)
+    return kernel.value_bytes * (kernel.in_elements + kernel.out_elements + kernel.weight_count)
 
 
 def _third_best(rates: Sequence[float]) -> float:

@@ -55,7 +55,7 @@ def main() -> None:
     if arguments.scan:
         trials = product((0.3e6, 0.5e6, 1e6, 2e6), (0.0, 0.1, 0.2), (0.0, 0.1, 0.2), (0.0, 0.2, 0.45))
         for cache, still_warm, weights, call_us in trials:
-            found = score(sums(lambda k: blended(k, cache, still_warm, weights), call_us), whole)  # noqa: B023
+            found = score(sums(lambda k: coldness(k, cache, still_warm, weights), call_us), whole)  # noqa: B023
             print(cache, still_warm, weights, call_us, found, file=sys.stderr)
     print(json.dumps({
         "networks": len(subjects), "kernels": len(kernels),
@@ -64,13 +64,6 @@ def main() -> None:
         "blended": score(sums(coldness, IN_NETWORK_US), whole),
         "cpu": cpu_name(), "seed": arguments.seed,
     }))  # fmt: skip
-
-
-def blended(kernel: Kernel, cache_bytes: float, still_warm: float, cold_weights: float) -> float:
-    """`chains.coldness` with other constants."""
-    width = 4 if kernel.precision == "fp32" else 1
-    moved = width * (kernel.in_elements + kernel.out_elements + cold_weights * kernel.weight_count)
-    return min(1.0, max(0.0, moved / cache_bytes - still_warm))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from autocomp.hardware.kernel_models import EXECUTED_AS, input_values, kernel_model, max_repeats
+from autocomp.hardware.kernel_models import EXECUTED_AS, kernel_model, max_repeats
+from autocomp.hardware.runner import input_values
 from autocomp.kernel import Kernel, Precision
 
 SHAPES = {
@@ -46,7 +47,8 @@ def _executed(kernel: Kernel, repeats: int, folder: Path) -> Counter[str]:
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     session = onnxruntime.InferenceSession(kernel_model(kernel, repeats), options, ["CPUExecutionProvider"])
     first = session.get_outputs()[0].name
-    result = session.run([first], {"x": input_values(kernel)})[0]
+    (source,) = session.get_inputs()
+    result = session.run([first], {"x": input_values(source.type, source.shape)})[0]
     assert np.asarray(result).size in (kernel.out_elements, kernel.out_channels * kernel.height * kernel.width)
     return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 

@@ -72,7 +72,7 @@ def latency_us(kernel: Kernel, cycles: float, core: Core) -> tuple[float, float]
     latency without it, since the weights of a small network do stay in the caches.
     """
     warm = core.microseconds(cycles)
-    weight_bytes = kernel.weight_count * (4 if kernel.precision == "fp32" else 1)
+    weight_bytes = kernel.weight_count * kernel.value_bytes
     cold = max(warm, core.read_microseconds(weight_bytes))
     return cold, max(core.scale_error * cold, cold - warm)
 

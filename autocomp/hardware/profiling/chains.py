@@ -39,7 +39,7 @@ def chain_copies(kernel: Kernel) -> tuple[int, int]:
     """Copies in the short and in the long chain."""
     expected = rough_us(kernel)
     more = int(np.clip(_LONG_US / expected, 2, _MOST_COPIES))
-    weight_bytes = kernel.weight_count * (4 if kernel.precision == "fp32" else 1)
+    weight_bytes = kernel.weight_count * kernel.value_bytes
     if weight_bytes > _LARGE_WEIGHTS:
         more = max(more, min(_MOST_COPIES, _COLD_BYTES // weight_bytes))
     more = max(1, min(more, int(_SLOWEST_CHAIN_US / expected)))
@@ -49,11 +49,15 @@ def chain_copies(kernel: Kernel) -> tuple[int, int]:
     return 1, 1 + more
 
 
-def coldness(kernel: Kernel) -> float:
+def coldness(
+    kernel: Kernel,
+    cache_bytes: float = _CACHE_BYTES,
+    still_warm: float = _STILL_WARM,
+    cold_weights: float = _COLD_WEIGHTS,
+) -> float:
     """How cold the caches are for a kernel inside a network, from 0 to 1: by the bytes that go through them."""
-    width = 4 if kernel.precision == "fp32" else 1
-    moved = width * (kernel.in_elements + kernel.out_elements + _COLD_WEIGHTS * kernel.weight_count)
-    return min(1.0, max(0.0, moved / _CACHE_BYTES - _STILL_WARM))
+    moved = kernel.value_bytes * (kernel.in_elements + kernel.out_elements + cold_weights * kernel.weight_count)
+    return min(1.0, max(0.0, moved / cache_bytes - still_warm))
 
 
 def table_latency(kernel: Kernel, timing: Timing) -> Latency:
