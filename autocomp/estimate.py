@@ -24,7 +24,8 @@ from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Kernel
 from autocomp.network import NetworkSpec
 from autocomp.policy import Policy
-from autocomp.search import SearchSettings, plain_int8, prepare, trace_task
+from autocomp.prepare import plain_int8, prepare, trace_task
+from autocomp.settings import SearchSettings
 
 #: The kernels of a network in order, each with the name of the layer or node that it executes.
 NamedKernels = Sequence[tuple[Kernel, str]]

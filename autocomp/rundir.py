@@ -85,6 +85,13 @@ class RunData:
         return self.references.get("float")
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
 def write_network(run: Path, network: NetworkSpec) -> None:
     """Write `network.json`: the layers in order, each with its unpruned size and the group of its output channels."""
     prunable = {group.name for group in network.groups if group.prunable}

@@ -12,7 +12,7 @@ from autocomp.display import QuietDisplay
 from autocomp.errors import RunError, UserError
 from autocomp.export.score import Scorer, precision_faults
 from autocomp.policy import Policy
-from autocomp.search import SearchSettings
+from autocomp.settings import SearchSettings
 from autocomp.tasks import load_task
 
 #: Outputs of the same file on the same runtime repeat exactly; another CPU rounds differently in a few examples.

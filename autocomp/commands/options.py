@@ -11,7 +11,7 @@ from autocomp.errors import UserError
 
 if TYPE_CHECKING:
     from autocomp.policy import Policy
-    from autocomp.search import SearchSettings
+    from autocomp.settings import SearchSettings
 
 #: A value such as -4MB must reach its own check, which says what is wrong with it better than the option parser.
 Quantity = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
@@ -76,7 +76,7 @@ def search_settings(
 
     if controller not in NAMES:
         raise unknown_name("controller", controller, NAMES)
-    from autocomp.search import SearchSettings
+    from autocomp.settings import SearchSettings
 
     return SearchSettings(
         task=options.task,

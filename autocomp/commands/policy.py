@@ -21,7 +21,7 @@ def compress(*, options: TaskOptions, policy: Path, out: Path | None = None, epo
     """
     settings = search_settings(options, options.hw, out=out, epochs=epochs)
     read_policy(policy, "--policy")  # a fault in the file is worth knowing before the network is built
-    from autocomp.search import compress as compress_policy
+    from autocomp.apply import compress as compress_policy
 
     with strays_on_stderr():
         folder = compress_policy(policy, settings)

@@ -122,7 +122,7 @@ def test_a_budget_of_bytes_that_nothing_can_meet(capsys, monkeypatch):
     def passed(*arguments, **keywords):
         raise UserError("the check was passed")
 
-    monkeypatch.setattr("autocomp.search._references", passed)
+    monkeypatch.setattr("autocomp.search.measure_references", passed)
     assert "the check was passed" in refuse(search(f"--task mine.py:task --budget {enough}B"), capsys)
 
 
@@ -197,12 +197,12 @@ def test_an_output_folder_that_holds_another_run(capsys):
 
 
 def test_a_full_disk(capsys, monkeypatch):
-    import autocomp.search
+    import autocomp.rundir
 
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(autocomp.search, "write_whole", full)
+    monkeypatch.setattr(autocomp.rundir, "write_whole", full)
     line = refuse(search("--task mine.py:task --out mine"), capsys)
     assert "No space left on device" in line
     assert "free some space or choose another folder with --out" in line

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +17,7 @@ from autocomp import cli
 from autocomp.budget import Budget
 from autocomp.errors import RunError, UserError
 from autocomp.resources import data_folder
+from autocomp.settings import SearchSettings
 
 VERBS = [
     "search",
@@ -34,39 +34,15 @@ VERBS = [
 ]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Takes what the real settings take, so that the command line is tested without torch and ray."""
-
-    task: str
-    network: str | None
-    data: Path | None
-    test_data: Path | None
-    hw: str
-    budget: Any
-    controller: str
-    space: str | None
-    trials: int | None
-    minutes: float | None
-    seed: int
-    workers: int | None
-    address: str | None
-    out: Path | None
-    epochs: int | None
-    strict: bool
-
-
 class FakeSearch(ModuleType):
     """Stands in for autocomp.search: records the settings, and does what `act` does."""
 
-    SearchSettings = Settings
-
     def __init__(self) -> None:
         super().__init__("autocomp.search")
-        self.asked: Settings | None = None
+        self.asked: SearchSettings | None = None
         self.act: Any = None
 
-    def run_search(self, settings: Settings, display: Any) -> Path:
+    def run_search(self, settings: SearchSettings, display: Any) -> Path:
         self.asked = settings
         return self.act()
 
