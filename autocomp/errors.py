@@ -1,6 +1,7 @@
 """Errors that a user can mend. They end a command with one line and exit code 2, never a traceback."""
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -19,7 +20,9 @@ class MissingPackage(UserError):
     """An optional dependency is needed now and is not installed."""
 
     def __init__(self, package: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}, which is not installed: pip install {package}")
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed: pip install {shlex.quote(package)}"
+        )
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
