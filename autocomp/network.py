@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from autocomp.kernel import Kernel, Precision
-from autocomp.policy import Policy
+from autocomp.policy import Pattern, Policy
 
 NETWORK_INPUT = -1
 #: Kernels with weights.
@@ -72,6 +72,18 @@ class LayerSpec:
     def macs(self, policy: Policy | None = None) -> int:
         """Multiply-accumulates of one inference. Unstructured sparsity does not lower it: no kernel skips zeros."""
         return self.weights(policy) * self.positions
+
+
+def pattern_fault(layer: LayerSpec, pattern: Pattern, policy: Policy | None = None) -> str | None:
+    """Why zeros of `layer`, as large as under `policy`, cannot lie in `pattern`; None if they can."""
+    if pattern != "2:4":
+        return None
+    if layer.shape(policy)[1] % 4:
+        return "2:4 takes two of every four input channels of a filter: their number must be a multiple of four."
+    if layer.in_channels.repeat > 1:
+        # What is flattened lies in another order in files that store channels last.
+        return "2:4 takes two of every four input channels: behind a flatten, neighbouring inputs are of one channel."
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocomp.errors import UserError
-from autocomp.network import LayerSpec, NetworkSpec
-from autocomp.policy import FLOAT, Activation, LayerPolicy, Policy
+from autocomp.network import LayerSpec, NetworkSpec, pattern_fault
+from autocomp.policy import FLOAT, HALF, PATTERNS, Activation, LayerPolicy, Pattern, Policy, Sparsity, Zeros, clustered
 
 GeneKind = Literal["channels", "quant", "sparsity"]
+#: A channel count, a precision, or which weights are zero.
+Choice = int | LayerPolicy | Zeros
 Genes = NDArray[np.int64]
 
 
@@ -22,12 +24,12 @@ class Gene:
 
     target: the group or layer it decides about. choices: legal values from the most to the least compressed, so
     that index 0 is the cheapest and the last is the original: ints for "channels", LayerPolicy for "quant",
-    floats for "sparsity".
+    floats for "sparsity", or Sparsity for zeros that lie in a pattern.
     """
 
     kind: GeneKind
     target: str
-    choices: tuple[int | float | LayerPolicy, ...]
+    choices: tuple[Choice, ...]
 
     @property
     def name(self) -> str:
@@ -40,6 +42,7 @@ class SpaceOptions:
 
     keep_ratios: fractions of a group's channels; kept counts are rounded to a multiple of `channel_multiple`.
     weight_only: also offer quantized weights with float activations.
+    clusters: also offer int8 layers whose weights take so many levels. patterns: how zeros may lie.
     """
 
     weight_bits: tuple[int | None, ...] = (2, 3, 4, 5, 6, 8, None)
@@ -48,6 +51,8 @@ class SpaceOptions:
     sparsities: tuple[float, ...] = (0.0, 0.5, 0.75, 0.9)
     channel_multiple: int = 8
     weight_only: bool = True
+    clusters: tuple[int, ...] = ()
+    patterns: tuple[Pattern, ...] = ("unstructured",)
 
     def __post_init__(self) -> None:
         if not self.weight_bits or not self.activations:
@@ -56,14 +61,54 @@ class SpaceOptions:
             LayerPolicy(bits)  # its own check says what is wrong
         for sparsity in self.sparsities:
             LayerPolicy(sparsity=sparsity)
+        for count in self.clusters:
+            clustered(count)
+        for pattern in self.patterns:
+            LayerPolicy(sparsity=HALF, pattern=pattern)
         if any(not 0 < ratio <= 1 for ratio in self.keep_ratios):
             raise UserError(f"keep_ratios must lie in (0, 1], got {self.keep_ratios}")
         if self.channel_multiple < 1:
             raise UserError(f"channel_multiple must be at least 1, got {self.channel_multiple}")
 
+    def precisions(self) -> list[LayerPolicy]:
+        """What may be decided about a layer's precision, from the fewest bits in a file to the most."""
+        plain = [
+            LayerPolicy(bits, activation)
+            for bits in self.weight_bits
+            for activation in self.activations
+            if (activation == "float" and (bits is None or self.weight_only)) or (activation == "int8" and bits)
+        ]
+        clustered = [clustered(n) for n in self.clusters if "int8" in self.activations]
+
+        def compressed(decision: LayerPolicy) -> tuple[int, bool, bool]:
+            bits = decision.stored_bits
+            # Of as many bits, int8 activations are cheaper, and a grid has smaller codes than a codebook once coded.
+            return 32 if bits is None else bits, decision.activation == "float", decision.clusters is not None
+
+        return sorted(plain + clustered, key=compressed)
+
+    def zeros(self) -> list[Zeros]:
+        """Which weights of a layer may be zero, from the most zeros to none."""
+        ratios = {*self.sparsities} - {0.0}
+        found: list[Zeros] = [0.0]
+        if "unstructured" in self.patterns:
+            found += ratios
+        if "block" in self.patterns:
+            found += [Sparsity(ratio, "block") for ratio in ratios]
+        if "2:4" in self.patterns:
+            found.append(Sparsity(HALF, "2:4"))
+        # Of as many zeros, those in a pattern are cheaper.
+        return sorted(found, key=lambda zeros: (_ratio(zeros), PATTERNS.index(_pattern(zeros))), reverse=True)
+
 
 #: Says why a device cannot execute a layer under a decision; None if it can.
 Veto = Callable[[LayerSpec, LayerPolicy], str | None]
+
+
+def _pattern_veto(layer: LayerSpec, zeros: Sparsity, precisions: Sequence[LayerPolicy], veto: Veto) -> str | None:
+    """Why zeros of `layer` may not lie so: its shape, or any of its precisions, since either gene is free to move."""
+    reasons = (veto(layer, precision.with_zeros(zeros)) for precision in precisions)
+    return pattern_fault(layer, zeros.pattern) or next((reason for reason in reasons if reason is not None), None)
 
 
 def kept_channels(channels: int, ratio: float, multiple: int) -> int:
@@ -100,21 +145,21 @@ class SearchSpace:
                 genes.append(Gene("channels", group.name, tuple(sorted(counts | {group.channels}))))
         for layer in network.layers:
             legal: list[LayerPolicy] = []
-            for bits in sorted(options.weight_bits, key=lambda b: 32 if b is None else b):
-                for activation in sorted(options.activations, reverse=True):  # int8 before float: cheapest first
-                    if bits is None and activation == "int8":
-                        continue
-                    if bits is not None and activation == "float" and not options.weight_only:
-                        continue
-                    decision = LayerPolicy(bits, activation)
-                    reason = veto(layer, decision)
-                    if reason is None:
-                        legal.append(decision)
-                    else:
-                        removed.append((f"{layer.name}: {decision}", reason))
+            for decision in options.precisions():
+                reason = veto(layer, decision)
+                if reason is None:
+                    legal.append(decision)
+                else:
+                    removed.append((f"{layer.name}: {decision}", reason))
             genes.append(Gene("quant", layer.name, tuple(legal or [FLOAT])))
-            sparsities = tuple(sorted({*options.sparsities, 0.0}, reverse=True))
-            genes.append(Gene("sparsity", layer.name, sparsities))
+            zeros: list[Zeros] = []
+            for choice in options.zeros():
+                reason = _pattern_veto(layer, choice, legal or [FLOAT], veto) if isinstance(choice, Sparsity) else None
+                if reason is None:
+                    zeros.append(choice)
+                else:
+                    removed.append((f"{layer.name}: {choice}", reason))
+            genes.append(Gene("sparsity", layer.name, tuple(zeros)))
         return cls(network, genes, removed)
 
     def __len__(self) -> int:
@@ -150,19 +195,18 @@ class SearchSpace:
         chosen = [(gene, gene.choices[0]) for gene in self.fixed]
         chosen += [(gene, gene.choices[index]) for gene, index in zip(self.genes, vector, strict=True)]
         quant: dict[str, LayerPolicy] = {}
-        sparsity: dict[str, float] = {}
+        zeros: dict[str, Zeros] = {}
         channels: dict[str, int] = {}
         for gene, value in chosen:
             if isinstance(value, LayerPolicy):
                 quant[gene.target] = value
             elif gene.kind == "channels":
-                channels[gene.target] = int(value)
+                assert isinstance(value, int)
+                channels[gene.target] = value
             else:
-                sparsity[gene.target] = float(value)
+                zeros[gene.target] = value
         layers = {
-            layer.name: LayerPolicy(
-                quant[layer.name].weight_bits, quant[layer.name].activation, sparsity.get(layer.name, 0.0)
-            )
+            layer.name: quant[layer.name].with_zeros(zeros.get(layer.name, 0.0))
             for layer in self.network.layers
             if layer.name in quant
         }
@@ -172,14 +216,13 @@ class SearchSpace:
         """The gene vector of `policy`. UserError naming the layer or group whose choice the space does not offer."""
         vector = np.zeros(len(self), dtype=np.int64)
         for index, gene in enumerate(self.genes):
-            wanted: int | float | LayerPolicy
+            wanted: Choice
             if gene.kind == "channels":
                 wanted = policy.channels.get(gene.target, self.network.group_by_name[gene.target].channels)
             elif gene.kind == "quant":
-                layer = policy.layer(gene.target)
-                wanted = LayerPolicy(layer.weight_bits, layer.activation)
+                wanted = policy.layer(gene.target).precision
             else:
-                wanted = policy.layer(gene.target).sparsity
+                wanted = policy.layer(gene.target).zeros
             if wanted not in gene.choices:
                 offered = ", ".join(str(choice) for choice in gene.choices)
                 raise UserError(f"{gene.name}: {wanted} is not offered on this device; offered: {offered}")
@@ -196,22 +239,35 @@ class SearchSpace:
         """The most compressed candidate."""
         return np.zeros(len(self), dtype=np.int64)
 
-    def uniform(self, quant: LayerPolicy, keep: float = 1.0, sparsity: float = 0.0) -> Genes:
+    def uniform(self, quant: LayerPolicy, keep: float = 1.0, sparsity: Zeros = 0.0) -> Genes:
         """The candidate nearest to one setting for all layers.
 
         Each gene takes the choice nearest to the wish: a layer that cannot run as int8 falls back to the offered
-        decision with the same activation kind or, failing that, the nearest number of bits.
+        decision with the same activation kind or, failing that, the nearest number of bits; a codebook to a grid of
+        as many bits, zeros in a pattern to as many without.
         """
 
-        def distance(gene: Gene, choice: int | float | LayerPolicy) -> float:
+        def distance(gene: Gene, choice: Choice) -> float:
             if isinstance(choice, LayerPolicy):
-                bits = 32 if choice.weight_bits is None else choice.weight_bits
-                wish = 32 if quant.weight_bits is None else quant.weight_bits
-                return abs(bits - wish) + (0 if choice.activation == quant.activation else 0.5)
+                other_kind = 0.25 * ((choice.clusters is None) != (quant.clusters is None))
+                return abs(_bits(choice) - _bits(quant)) + 0.5 * (choice.activation != quant.activation) + other_kind
             if gene.kind == "channels":
+                assert isinstance(choice, int)
                 return abs(choice / self.network.group_by_name[gene.target].channels - keep)
-            return abs(choice - sparsity)
+            return abs(_ratio(choice) - _ratio(sparsity)) + 1e-6 * (_pattern(choice) != _pattern(sparsity))
 
         return np.array(
             [min(range(len(g.choices)), key=lambda i: distance(g, g.choices[i])) for g in self.genes], dtype=np.int64
         )
+
+
+def _bits(decision: LayerPolicy) -> int:
+    return 32 if decision.stored_bits is None else decision.stored_bits
+
+
+def _ratio(zeros: Zeros) -> float:
+    return zeros.ratio if isinstance(zeros, Sparsity) else zeros
+
+
+def _pattern(zeros: Zeros) -> Pattern:
+    return zeros.pattern if isinstance(zeros, Sparsity) else "unstructured"

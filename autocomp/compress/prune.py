@@ -9,7 +9,7 @@ from torch import fx
 from autocomp.compress.graph import argument, aten, get_parameter, set_parameter
 from autocomp.compress.trace import Traced, is_flatten
 from autocomp.errors import UserError
-from autocomp.network import Channels, NetworkSpec
+from autocomp.network import Channels, NetworkSpec, pattern_fault
 from autocomp.policy import Policy
 
 
@@ -26,6 +26,12 @@ def check_policy(spec: NetworkSpec, policy: Policy) -> None:
             raise UserError(f"channel group {name!r} has {group.channels} channels, the policy keeps {kept}")
         if kept < group.channels and not group.prunable:
             raise UserError(f"channel group {name!r} cannot be pruned: {group.reason}")
+    for layer in spec.layers:
+        fault = pattern_fault(layer, policy.layer(layer.name).pattern, policy)
+        if fault is not None:
+            raise UserError(
+                f"layer {layer.name!r} cannot have zeros in a pattern of {policy.layer(layer.name)}: {fault}"
+            )
 
 
 def channel_importance(traced: Traced) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from autocomp.controllers.costs import CostFunction, Floats, violation
 from autocomp.controllers.repair import repair
 from autocomp.controllers.screen import most_promising
 from autocomp.front import crowding_distance, ranks
-from autocomp.policy import FLOAT, INT8, LayerPolicy
+from autocomp.policy import FLOAT, INT8, LayerPolicy, clustered
 from autocomp.space import Genes, SearchSpace
 
 MAX_ANCHORS = 12
@@ -31,12 +31,15 @@ LARGE_SHARE = 0.6
 FRESH, SHIFT = 0.25, 0.45
 
 #: (quantization, keep ratio, sparsity), ordered so that any first few spread over the range. A pair of quantizations
-#: is for the layers that hold most of the weights and for all others: large layers bear fewer bits.
+#: is for the layers that hold most of the weights and for all others: large layers bear fewer bits. Where the space has
+#: no codebooks, theirs come out as the grids of as many bits, which stand ahead of them.
 SETTINGS: tuple[tuple[LayerPolicy | tuple[LayerPolicy, LayerPolicy], float, float], ...] = (
     (INT8, 1.0, 0.0),
     (LayerPolicy(4, "int8"), 1.0, 0.0),
+    (clustered(16), 1.0, 0.0),
     (INT8, 0.5, 0.0),
     ((LayerPolicy(2, "int8"), LayerPolicy(4, "int8")), 1.0, 0.0),
+    ((clustered(4), clustered(16)), 1.0, 0.0),
     (INT8, 0.25, 0.0),
     (LayerPolicy(6, "int8"), 1.0, 0.0),
     (LayerPolicy(4, "int8"), 0.5, 0.0),
@@ -86,9 +89,9 @@ def _lower_bits(space: SearchSpace, cost: CostFunction, budget: Budget) -> Genes
 
     def bits(layer: str) -> tuple[int, int]:
         choice = space.genes[column[layer]].choices[genes[column[layer]]]
-        return (choice.weight_bits or 0) if isinstance(choice, LayerPolicy) else 0, weights[layer]
+        return (choice.stored_bits or 0) if isinstance(choice, LayerPolicy) else 0, weights[layer]
 
-    for step in range(len(column) * 8):
+    for step in range(sum(len(space.genes[row].choices) for row in column.values())):
         if violation(cost(genes[None]), budget)[0] <= 0:
             return genes if step else None
         heaviest = max(column, key=bits, default="")

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from autocomp.controllers.costs import CostFunction, Floats
 from autocomp.policy import LayerPolicy
-from autocomp.space import Genes, SearchSpace
+from autocomp.space import Choice, Genes, SearchSpace
 
 
 class Moves:
@@ -143,7 +143,7 @@ class Moves:
         return shares
 
 
-def _bits(choice: int | float | LayerPolicy) -> float:
-    if isinstance(choice, LayerPolicy):
-        return 32.0 if choice.weight_bits is None else float(choice.weight_bits)
-    return float(choice)
+def _bits(choice: Choice) -> float:
+    """Bits of a precision; only the choices of a "quant" gene have another track to cross to."""
+    assert isinstance(choice, LayerPolicy)
+    return 32.0 if choice.stored_bits is None else float(choice.stored_bits)

@@ -8,13 +8,14 @@ from autocomp.controllers.anchors import SETTINGS
 from autocomp.controllers.base import Controller
 from autocomp.controllers.costs import violation
 from autocomp.outcome import Candidate, Outcome
-from autocomp.policy import FLOAT, LayerPolicy
+from autocomp.policy import CLUSTERS, FLOAT, HALF, LayerPolicy, Sparsity, Zeros, clustered
 from autocomp.space import Genes
 
 KEEP_RATIOS = (1.0, 0.75, 0.5, 0.375, 0.875, 0.625, 0.25)
-SPARSITIES = (0.0, 0.5, 0.75, 0.9)
+SPARSITIES: tuple[Zeros, ...] = (0.0, 0.5, 0.75, 0.9, Sparsity(HALF, "2:4"))
 QUANTS = (*(LayerPolicy(bits, "int8") for bits in (8, 4, 6, 3, 5, 2, 7)), FLOAT,
-          *(LayerPolicy(bits, "float") for bits in (8, 4, 6, 3, 5, 2, 7)))  # fmt: skip
+          *(LayerPolicy(bits, "float") for bits in (8, 4, 6, 3, 5, 2, 7)),
+          *map(clustered, CLUSTERS[::-1]))  # fmt: skip
 
 
 class UniformController(Controller):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from autocomp.kernel import Kernel, Precision
 from autocomp.network import NETWORK_INPUT, Channels, KernelNode, LayerSpec, NetworkSpec
-from autocomp.policy import FLOAT, LayerPolicy
+from autocomp.policy import FLOAT, LayerPolicy, Zeros
 from autocomp.space import SearchSpace
 
 Ints = NDArray[np.int64]
@@ -219,12 +219,12 @@ class Layout:
                 return (() if index is None else (Dimension(index, len(choices)),)), choices
         return (), (FLOAT,)
 
-    def sparsities(self, layer: str) -> tuple[tuple[Dimension, ...], tuple[float, ...]]:
-        """Which sparsities may be decided for a layer."""
+    def sparsities(self, layer: str) -> tuple[tuple[Dimension, ...], tuple[Zeros, ...]]:
+        """Which weights of a layer may be zero."""
         index = self._gene_of.get(("sparsity", layer))
         for gene in self.space.genes if index is not None else self.space.fixed:
             if gene.kind == "sparsity" and gene.target == layer:
-                choices = tuple(float(choice) for choice in gene.choices if not isinstance(choice, LayerPolicy))
+                choices = tuple(choice for choice in gene.choices if not isinstance(choice, LayerPolicy))
                 return (() if index is None else (Dimension(index, len(choices)),)), choices
         return (), (0.0,)
 

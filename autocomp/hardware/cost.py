@@ -217,7 +217,7 @@ class CostModel:
         """Every decision about a layer, in the order of a table over the dimensions."""
         which, choices = self.layout.decisions(layer.name)
         sparse, sparsities = self.layout.sparsities(layer.name)
-        full = [LayerPolicy(c.weight_bits, c.activation, sparsity) for c in choices for sparsity in sparsities]
+        full = [precision.with_zeros(zeros) for precision in choices for zeros in sparsities]
         return (*which, *sparse), full
 
     def _prepare_definitions(self) -> "_Definitions":

@@ -9,9 +9,8 @@ from autocomp.hardware.estimator import LatencyModel
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Kernel
 from autocomp.policy import LayerPolicy, Policy
-from autocomp.space import Gene, GeneKind, SearchSpace
+from autocomp.space import Choice, Gene, GeneKind, SearchSpace
 
-Choice = int | float | LayerPolicy
 #: The kernels that a choice of a gene stands for.
 _KernelsOf = Callable[[Gene, Choice], list[Kernel]]
 
