@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Building .venv: PyTorch, Ray and ONNX Runtime, several GB on disk. Minutes the first time, seconds later."
 	@start=$$(date +%s); \
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv && \
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,imagenet]' && \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,imagenet,npu]' && \
 	touch $@ && echo "Built .venv in $$(( $$(date +%s) - start )) s."
 
 clean:
