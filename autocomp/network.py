@@ -190,15 +190,16 @@ class Execution:
     """How the runtime will execute a network: a precision per kernel, and the conversions between them.
 
     precisions: one per kernel of the network. conversions: (kernel index whose output is converted, or
-    NETWORK_INPUT; "quantize" or "dequantize").
+    NETWORK_INPUT; "quantize" or "dequantize"). integer_only: the network's input and output are int8 too.
     """
 
     precisions: tuple[Precision, ...]
     conversions: tuple[tuple[int, str], ...]
+    integer_only: bool = False
 
 
-def plan_execution(network: NetworkSpec, policy: Policy) -> Execution:
-    """Precision of each kernel under `policy`, by the rule that the ONNX writer follows.
+def plan_execution(network: NetworkSpec, policy: Policy, *, integer_only: bool = False) -> Execution:
+    """Precision of each kernel under `policy`, by the rule that the writers follow.
 
     A layer runs as int8 if the policy says so. Anything else runs as int8 if it has an integer kernel and all its
     inputs are int8, except for what makes the network's output, which is float. A float tensor is quantized once for
@@ -211,19 +212,21 @@ def plan_execution(network: NetworkSpec, policy: Policy) -> Execution:
     for index, node in enumerate(network.kernels):
         if node.layer is not None:
             precision: Precision = "int8" if policy.layer(node.layer).activation == "int8" else "fp32"
-        elif not node.output and node.int8 and node.inputs and all(stored[source] == "int8" for source in node.inputs):
+        elif integer_only or (
+            not node.output and node.int8 and node.inputs and all(stored[source] == "int8" for source in node.inputs)
+        ):
             precision = "int8"
         else:
             precision = "fp32"
         precisions.append(precision)
         # A linear layer writes float by itself; an integer convolution has an int8 result, whoever reads it.
-        stored[index] = "fp32" if node.output and node.op == "linear" else precision
+        stored[index] = "fp32" if node.output and node.op == "linear" and not integer_only else precision
         for source in node.inputs:
             if stored[source] != precision:
                 step = (source, "quantize" if precision == "int8" else "dequantize")
                 if step not in seen:
                     seen.add(step)
                     conversions.append(step)
-        if node.output and stored[index] == "int8":
+        if node.output and stored[index] == "int8" and not integer_only:
             conversions.append((index, "dequantize"))
-    return Execution(tuple(precisions), tuple(conversions))
+    return Execution(tuple(precisions), tuple(conversions), integer_only)

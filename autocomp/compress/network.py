@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from autocomp.compress.cluster import Codebook
 from autocomp.compress.graph import argument, aten, get_parameter
 from autocomp.compress.prune import check_policy, prune
 from autocomp.compress.quantize import (
     ActivationQuantizer,
-    Grid,
     TensorRange,
     WeightQuantizer,
     activation_range,
@@ -23,6 +23,9 @@ from autocomp.compress.trace import Traced
 from autocomp.network import NETWORK_INPUT, Execution, plan_execution
 from autocomp.policy import Policy
 
+#: What integer runtimes have tabulated for one range of results alone (TFLite's 8-bit quantization specification).
+FIXED_RANGES = {aten.sigmoid.default: TensorRange(1 / 256, 0), aten.tanh.default: TensorRange(1 / 128, 128)}
+
 
 @dataclass(frozen=True)
 class LayerWeights:
@@ -31,7 +34,8 @@ class LayerWeights:
     weight: float32 (out, in / groups, …), zeros where pruned; for a quantized layer exactly what its integers stand
     for. levels: int8 of the same shape, or None for a float layer. base, ratios: the scale of output channel c is
     base * ratios[c]. mask: True where a weight is kept, None if all are. bias: float32 (out,), rounded to float16
-    for quantized layers.
+    for quantized layers. codebook: the levels that occur, ascending (pruned weights are 0 besides), int8 (k,); None
+    where any may.
     """
 
     weight: NDArray[np.float32]
@@ -42,6 +46,7 @@ class LayerWeights:
     base: np.float32 = np.float32(1)  # noqa: RUF009  (a number, and immutable)
     ratios: NDArray[np.float16] | None = None
     mask: NDArray[np.bool_] | None = None
+    codebook: NDArray[np.int8] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,15 @@ class CompressedNetwork:
 class QuantizedNetwork:
     """The float network pruned by a policy; after `quantize`, with quantizers that mirror the file bit by bit.
 
-    Between the two, `module` is a plain float network that can be finetuned.
+    Between the two, `module` is a plain float network that can be finetuned. integer_only: for a device without
+    floating point, where everything between the layers is quantized, and the network's input and output.
     """
 
-    def __init__(self, traced: Traced, policy: Policy) -> None:
+    def __init__(self, traced: Traced, policy: Policy, *, integer_only: bool = False) -> None:
         check_policy(traced.spec, policy)
         self.traced = traced
         self.policy = policy
-        self.execution = plan_execution(traced.spec, policy)
+        self.execution = plan_execution(traced.spec, policy, integer_only=integer_only)
         self.module: fx.GraphModule = prune(traced, policy)
         self.quantizers = nn.ModuleDict()
         self.ranges: dict[int, TensorRange] = {}
@@ -88,7 +94,7 @@ class QuantizedNetwork:
             for batch in calibration:
                 observer.run(batch)
         for index, name in names.items():
-            self.ranges[index] = activation_range(observer.samples(name))
+            self.ranges[index] = self._fixed_range(name) or activation_range(observer.samples(name))
         for index in self._int8_kernels():
             if self.traced.spec.kernels[index].keeps_range:
                 self.ranges[index] = self.ranges[self.traced.spec.kernels[index].inputs[0]]
@@ -121,14 +127,13 @@ class QuantizedNetwork:
                     mask=mask,
                 )
                 continue
-            assert decision.weight_bits is not None
             if bias is not None:
                 bias.copy_(bias.half().float())  # what the file stores
             quantizer.settle()
             scale = quantizer.log_scale.detach().exp()
             base, ratios, stored = representable_scales(scale.flatten().numpy())
             per_channel = torch.from_numpy(stored).reshape(scale.shape)
-            levels = Grid(decision.weight_bits).round(weight / per_channel).to(torch.int8).numpy()
+            levels = quantizer.grid.round(weight / per_channel).to(torch.int8).numpy()
             if mask is not None:
                 levels = np.where(mask, levels, 0).astype(np.int8)
             stored_bias = bias.numpy().copy() if bias is not None else None
@@ -139,6 +144,7 @@ class QuantizedNetwork:
                 bias=stored_bias,
                 bits=decision.weight_bits, integer=decision.activation == "int8",
                 levels=levels, base=base, ratios=ratios, mask=mask,
+                codebook=quantizer.grid.table if isinstance(quantizer.grid, Codebook) else None,
             )  # fmt: skip
         return CompressedNetwork(self.traced, self.policy, self.execution, layers, dict(self.ranges))
 
@@ -164,12 +170,20 @@ class QuantizedNetwork:
         """Kernels (or NETWORK_INPUT) whose result needs a range of its own, in execution order."""
         kernels = self.traced.spec.kernels
         converted = [source for source, step in self.execution.conversions if step == "quantize"]
+        if self.execution.integer_only:
+            converted.append(NETWORK_INPUT)
         own = [
             i
             for i in self._int8_kernels()
-            if not kernels[i].keeps_range and not (kernels[i].output and kernels[i].op == "linear")
+            if not kernels[i].keeps_range
+            and (self.execution.integer_only or not (kernels[i].output and kernels[i].op == "linear"))
         ]
         return sorted({*converted, *own})
+
+    def _fixed_range(self, tensor: str) -> TensorRange | None:
+        """The one range that a device without floating point has for a tensor, None if any will do."""
+        node = next(n for n in self.module.graph.nodes if n.name == tensor)
+        return FIXED_RANGES.get(node.target) if self.execution.integer_only else None
 
     def _tensor_name(self, index: int) -> str:
         return self.traced.input_name if index == NETWORK_INPUT else self.traced.tensors[index]
@@ -182,7 +196,7 @@ class QuantizedNetwork:
             if not decision.quantized and not decision.sparsity:
                 continue
             weight = get_parameter(self.module, self.traced.weights[layer.name])
-            quantizer = WeightQuantizer(weight, decision.weight_bits, decision.sparsity)
+            quantizer = WeightQuantizer(weight, decision)
             self._quantizer_of[layer.name] = quantizer
             self.module.add_submodule(f"weight_quantizer_{index}", quantizer)
             node = nodes[self.traced.layer_nodes[layer.name]]

@@ -91,3 +91,13 @@ def test_layer_names_must_be_unique() -> None:
     layer = LayerSpec("conv", "conv", (16, 3, 3, 3), THREE, SIXTEEN, positions=64)
     with pytest.raises(ValueError, match="not unique"):
         NetworkSpec("twice", (3, 8, 8), (layer, layer), (), ())
+
+
+def test_a_device_without_floating_point_runs_all_between_layers_in_integers() -> None:
+    net = network(conv("a", NETWORK_INPUT), add(0, 0, int8=False), conv("head", 1, op="linear", output=True))
+    plan = plan_execution(net, Policy({"a": INT8, "head": INT8}), integer_only=True)
+    assert plan.precisions == ("int8", "int8", "int8")
+    assert plan.conversions == ()  # the caller's, also at the input and at the output
+    assert plan.integer_only and not plan_execution(net, Policy()).integer_only
+    # What a policy leaves in float stays visible, for the writer to refuse.
+    assert plan_execution(net, Policy({"head": INT8}), integer_only=True).precisions[0] == "fp32"
