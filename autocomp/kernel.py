@@ -1,9 +1,13 @@
 """Kernels: what a runtime executes as one call, and the key under which a latency table files it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-Precision = Literal["fp32", "int8"]
+#: What a kernel computes in. "tf32": float32 values, multiplied with 10 bits of mantissa on tensor cores.
+#: "fp16_2of4": fp16 with two of any four neighbouring weights zero (2:4), which sparse tensor cores skip.
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "fp16_2of4", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+_VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "fp16_2of4": 2, "int8": 1}
 
 #: Operators that a table may hold. "conv" has groups 1 or a true grouped convolution; "depthwise" has one filter
 #: per channel; "linear" is a fully-connected layer applied to `height * width` positions.
@@ -55,7 +59,7 @@ class Kernel:
     @property
     def value_bytes(self) -> int:
         """Bytes of one value of its tensors and weights."""
-        return 4 if self.precision == "fp32" else 1
+        return _VALUE_BYTES[self.precision]
 
     @property
     def macs(self) -> int:

@@ -8,7 +8,7 @@ from typing import Literal, cast
 from autocomp.errors import UserError
 from autocomp.hardware.estimator import LatencyEstimate, LatencyModel
 from autocomp.hardware.table import Latency, LatencyTable
-from autocomp.kernel import OPS, Kernel, Precision
+from autocomp.kernel import OPS, PRECISIONS, Kernel, Precision
 
 EXAMPLE = "conv 96→* @14x14 int8"
 #: Which channels of a kernel vary: those of its input, those of its output, or both as one number.
@@ -20,7 +20,7 @@ _PATTERN = re.compile(
     r" (?P<in>\*|\d{1,6}) ?(?:→|->) ?(?P<out>\*|\d{1,6})"
     r"(?: s(?P<stride>\d{1,4}))?(?: g(?P<groups>\d{1,6}))?"
     r"(?: @(?P<height>\d{1,6})x(?P<width>\d{1,6}))?"
-    r" (?P<precision>fp32|int8)"
+    rf" (?P<precision>{'|'.join(PRECISIONS)})"
 )
 #: Operators whose output may have other channels than their input. Those of any other vary together.
 _TWO_COUNTS = frozenset({"conv", "linear"})

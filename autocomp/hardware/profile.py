@@ -119,8 +119,10 @@ class HardwareProfile(_Strict):
     table: CSV file beside the profile, or `ON_THE_SPOT`. unit: of that file. rows: how many it has, by which a file
     that was cut off at the end of a row is found out; None where the profile does not say. calibration: free numbers
     about how the latencies were made; `relative_error` is the half-width of the 90 % band that no estimate goes below,
-    as a fraction. channel_multiple: kept channels are rounded to it. unstructured_sparsity_bytes_only: zeros inside a
-    layer save bytes, but no time. constraints: names from `autocomp.hardware.constraints`.
+    as a fraction. cuda_device: of a profile measured on the spot, what the name of the CUDA device that it is measured
+    on has to hold, "" for any; None where it is measured on the CPU. channel_multiple: kept channels are rounded to it.
+    unstructured_sparsity_bytes_only: zeros inside a layer save bytes, but no time. constraints: names from
+    `autocomp.hardware.constraints`.
     """
 
     name: str = Field(pattern=f"^{_NAME}$")
@@ -134,6 +136,7 @@ class HardwareProfile(_Strict):
     table: Text
     rows: int | None = Field(default=None, ge=0)
     calibration: dict[str, float]
+    cuda_device: Line | None = None
     channel_multiple: int = Field(ge=1, le=1024)
     unstructured_sparsity_bytes_only: bool
     executes: tuple[Capability, ...] = Field(min_length=1, strict=False)

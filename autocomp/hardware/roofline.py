@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocomp.hardware.table import LatencyTable
-from autocomp.kernel import Kernel
+from autocomp.kernel import PRECISIONS, Kernel
 
 Limit = Literal["compute", "memory", "overhead", "conversion"]
 #: Operators that change how a tensor is stored and compute nothing.
@@ -43,7 +43,7 @@ class Roofline:
         self.peak_bytes = _third_best([bytes_moved(kernel) / us for kernel, us in working])
         self.peak_macs = {
             precision: _third_best([k.macs / us for k, us in working if k.macs and k.precision == precision])
-            for precision in ("fp32", "int8")
+            for precision in PRECISIONS
         }
 
     def limits(self, kernels: Sequence[Kernel], latencies_us: NDArray[np.float64]) -> list[Limit]:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import cast
 
 from autocomp.errors import UserError
-from autocomp.kernel import OPS, Kernel, Precision
+from autocomp.kernel import OPS, PRECISIONS, Kernel, Precision
 from autocomp.reading import read_text, shortened
 
 _KEY_COLUMNS = tuple(Kernel.__dataclass_fields__)
@@ -167,8 +167,10 @@ def _kernel(values: Mapping[str, str], where: str) -> Kernel:
     op, precision = values["op"], values["precision"]
     if op not in OPS:
         raise UserError(f"{where}: op must be one of {', '.join(OPS)}, got {shortened(op, 40)!r}")
-    if precision not in ("fp32", "int8"):
-        raise UserError(f"{where}: precision must be fp32 or int8, got {shortened(precision, 40)!r}")
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"{where}: precision must be one of {', '.join(PRECISIONS)}, got {shortened(precision, 40)!r}"
+        )
     size = {column: _whole(values, column, where) for column in _KEY_COLUMNS[2:]}
     try:
         kernel = Kernel(op, cast(Precision, precision), **size)

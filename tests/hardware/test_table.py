@@ -73,7 +73,7 @@ FAULTS = {
     "no channels": (GOOD.replace("16,32", "0,32"), "row 2: in_channels"),
     "huge": (GOOD.replace("16,32", "1" * 5000 + ",32"), "row 2: in_channels"),
     "unknown op": (GOOD.replace("add", "subtract"), "row 3: op must be one of"),
-    "unknown precision": (GOOD.replace("int8", "int4"), "row 2: precision must be fp32 or int8"),
+    "unknown precision": (GOOD.replace("int8", "int4"), "row 2: precision must be one of fp32, "),
     "groups": (GOOD.replace("3,3,1,1", "3,3,1,5"), "row 2: 5 groups do not divide"),
     "duplicate": (GOOD + ROW, "row 4 repeats row 2"),
     "cut off in a row": (GOOD[:-15], "cut off"),
