@@ -34,8 +34,8 @@ class LayerWeights:
     weight: float32 (out, in / groups, …), zeros where pruned; for a quantized layer exactly what its integers stand
     for. levels: int8 of the same shape, or None for a float layer. base, ratios: the scale of output channel c is
     base * ratios[c]. mask: True where a weight is kept, None if all are. bias: float32 (out,), rounded to float16
-    for quantized layers. codebook: the levels that occur, ascending (pruned weights are 0 besides), int8 (k,); None
-    where any may.
+    for quantized layers. codebook: int8 levels, ascending, of which every weight that is kept has one; a power of two
+    of them, some of which may be alike. None where a layer is not clustered.
     """
 
     weight: NDArray[np.float32]

@@ -27,11 +27,10 @@ def check_policy(spec: NetworkSpec, policy: Policy) -> None:
         if kept < group.channels and not group.prunable:
             raise UserError(f"channel group {name!r} cannot be pruned: {group.reason}")
     for layer in spec.layers:
-        fault = pattern_fault(layer, policy.layer(layer.name).pattern, policy)
+        decision = policy.layer(layer.name)
+        fault = pattern_fault(layer, decision.pattern, policy)
         if fault is not None:
-            raise UserError(
-                f"layer {layer.name!r} cannot have zeros in a pattern of {policy.layer(layer.name)}: {fault}"
-            )
+            raise UserError(f"layer {layer.name!r} cannot be {decision}: {fault}")
 
 
 def channel_importance(traced: Traced) -> dict[str, torch.Tensor]:

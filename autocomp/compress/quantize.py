@@ -7,6 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from autocomp.compress.cluster import Codebook, fit_codebook
+from autocomp.compress.masks import sparsity_mask
+from autocomp.policy import LayerPolicy
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -32,6 +36,11 @@ class Grid:
         """Largest level; the smallest is its negative."""
         return 3 if self.bits == 2 else 2 ** (self.bits - 1) - 1
 
+    @property
+    def reach(self) -> int:
+        """Weights beyond it, in units of the scale, are clipped: no gradient reaches them."""
+        return self.largest + (1 if self.bits == 2 else 0)
+
     def round(self, x: torch.Tensor) -> torch.Tensor:
         """Nearest level to each element of `x` (in units of the scale)."""
         if self.bits == 2:
@@ -44,14 +53,17 @@ class Grid:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Learned step size quantization (Esser et al. 2020, eq. 3), the scale being exp(log_scale) per channel."""
+    """Learned step size quantization (Esser et al. 2020, eq. 3), the scale being exp(log_scale) per channel.
+
+    grid: a Grid or a Codebook; either way gradients pass straight through its rounding.
+    """
 
     @staticmethod
     def forward(ctx, weight, log_scale, grid, gradient_scale):  # type: ignore[no-untyped-def]
         scale = log_scale.exp()
         x = weight / scale
         levels = grid.round(x)
-        inside = x.abs() <= grid.largest + (1 if grid.bits == 2 else 0)
+        inside = x.abs() <= grid.reach
         ctx.save_for_backward(x, levels, inside, scale)
         ctx.gradient_scale = gradient_scale
         return levels * scale
@@ -102,31 +114,20 @@ def representable_scales(scale: NDArray[np.float32]) -> tuple[np.float32, NDArra
     return base, ratios, (base * ratios.astype(np.float32)).astype(np.float32)
 
 
-def sparsity_mask(weight: torch.Tensor, sparsity: float) -> torch.Tensor | None:
-    """Booleans, True for the weights of largest magnitude that stay; None if all do. Exactly `kept_weights` stay."""
-    keep = kept_weights(weight.numel(), sparsity)
-    if keep == weight.numel():
-        return None
-    mask = torch.zeros(weight.numel(), dtype=torch.bool)
-    mask[weight.detach().abs().flatten().topk(keep).indices] = True
-    return mask.reshape(weight.shape)
-
-
-def kept_weights(count: int, sparsity: float) -> int:
-    """How many of `count` weights stay at `sparsity`; at least one."""
-    return max(1, count - round(count * sparsity))
-
-
 class WeightQuantizer(nn.Module):
     """Quantizes one layer's weight in training; `levels` gives what is written to the file."""
 
-    def __init__(self, weight: torch.Tensor, bits: int | None, sparsity: float) -> None:
+    def __init__(self, weight: torch.Tensor, decision: LayerPolicy) -> None:
         super().__init__()
-        self.grid = Grid(bits) if bits is not None else None
-        mask = sparsity_mask(weight, sparsity)
+        mask = sparsity_mask(weight, decision.sparsity, decision.pattern)
         self.register_buffer("mask", mask)
-        if self.grid is not None:
-            self.log_scale = nn.Parameter(mse_scales(weight, self.grid, mask).log())
+        self.grid: Grid | Codebook | None = None
+        if decision.weight_bits is not None:
+            self.grid = Grid(decision.weight_bits)
+            scales = mse_scales(weight, self.grid, mask)
+            if decision.clusters is not None:
+                self.grid, scales = fit_codebook(weight, scales, decision.clusters, mask)
+            self.log_scale = nn.Parameter(scales.log())
             # Esser et al. 2020, §2.2: keep the step size's update in proportion to the weights'.
             per_channel = max(1, weight[0].numel())
             self.gradient_scale = 1.0 / (per_channel * self.grid.largest) ** 0.5

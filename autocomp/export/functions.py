@@ -63,6 +63,10 @@ class _Body:
             signed = self.op("Mul", signed, self.const(np.array(grid.step, np.int8)))
         return self.op("Add", signed, self.const(np.array(grid.offset, np.int8)))
 
+    def looked_up(self, planes: list[str], bits: int) -> str:
+        """Flat int8 levels that packed codes stand for in the input "codebook", padded."""
+        return self.op("Gather", "codebook", self.op("Cast", self.codes(planes, bits), to=onnx.TensorProto.INT32))
+
     def size_of(self, shape: str) -> str:
         """Product of a shape, as a tensor of one element."""
         return self.op("ReduceProd", shape, keepdims=1)
@@ -88,18 +92,19 @@ class _Body:
 
 
 def weight_function_name(packing: Packing, integer: bool, transposed: bool) -> str:
-    kind = "Float" if packing.bits == 32 else f"Int{packing.bits}"
+    kind = "Float" if packing.bits == 32 else f"{'Codebook' if packing.clustered else 'Int'}{packing.bits}"
     return f"{kind}{'Sparse' if packing.sparse else ''}{'' if integer else 'ToFloat'}{'T' if transposed else ''}"
 
 
 def weight_inputs(packing: Packing) -> list[str]:
     """Names of a weight function's inputs, in order."""
     values = [f"plane{i}" for i in range(len(PLANES[packing.bits]))] if packing.bits < 8 else ["values"]
+    codebook = ["codebook"] if packing.clustered else []
     mask = ["mask"] if packing.sparse else []
     scales = [] if packing.bits == 32 else ["base", "ratios"]
     # Dense int8 and float32 tensors carry their shape themselves.
     shape = ["shape"] if packing.bits < 8 or packing.sparse else []
-    return values + mask + scales + shape
+    return values + codebook + mask + scales + shape
 
 
 def weight_function(packing: Packing, integer: bool, transposed: bool) -> FunctionProto:
@@ -112,7 +117,8 @@ def weight_function(packing: Packing, integer: bool, transposed: bool) -> Functi
     inputs = weight_inputs(packing)
     values = inputs[0]
     if packing.bits < 8:
-        values = body.levels([name for name in inputs if name.startswith("plane")], packing.bits)
+        unpack = body.looked_up if packing.clustered else body.levels
+        values = unpack([name for name in inputs if name.startswith("plane")], packing.bits)
     if packing.sparse:
         kind = onnx.TensorProto.FLOAT if packing.bits == 32 else onnx.TensorProto.INT8
         values = body.scatter(values, "mask", kind)

@@ -2,7 +2,8 @@
 
 A code of b bits is split into planes of 4, 2 and 1 bits (6 = 4 + 2, 3 = 2 + 1, …); each plane is a uint8 array with
 8 / width fields a byte, the first code in the lowest bits. That needs no sub-byte tensor type, so the files load in
-every ONNX Runtime since opset 18. A sparse weight is a bit mask and the codes of the weights that are kept.
+every ONNX Runtime since opset 18. A sparse weight is a bit mask and the codes of the weights that are kept; a
+clustered one is a codebook of int8 levels and each weight's place in it.
 """
 
 from dataclasses import dataclass
@@ -57,10 +58,15 @@ def unpack_codes(planes: list[NDArray[np.uint8]], bits: int, count: int) -> NDAr
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How one weight is stored: bits per value (32 for float32), and whether a mask says which values are there."""
+    """How one weight is stored.
+
+    bits: per value (32 for float32). sparse: a mask says which values are there. clustered: values are places in a
+    codebook of up to 2**bits levels.
+    """
 
     bits: int
     sparse: bool
+    clustered: bool = False
 
     def payload_bytes(self, count: int, kept: int) -> int:
         """Bytes of the weight's tensors, `kept` of `count` values being non-zero."""
@@ -68,16 +74,25 @@ class Packing:
         mask = padded(count) // 8 if self.sparse else 0
         if self.bits >= 8:
             return mask + values * self.bits // 8
-        return mask + padded(values) * self.bits // 8
+        codebook = 2**self.bits if self.clustered else 0
+        return mask + codebook + padded(values) * self.bits // 8
 
 
-def choose_packing(bits: int | None, count: int, kept: int) -> Packing:
-    """The smaller of the dense and the sparse form. A mask costs one bit a weight, so it pays from about 1 / bits."""
+def choose_packing(bits: int | None, count: int, kept: int, clustered: bool = False) -> Packing:
+    """The smaller of the dense and the sparse form. A mask costs one bit a weight, so it pays from about 1 / bits.
+
+    bits: of a code in the codebook where the weight is clustered.
+    """
     width = 32 if bits is None else bits
-    dense, sparse = Packing(width, False), Packing(width, True)
-    # The 2-bit grid has no zero: a pruned weight cannot be written densely.
-    must = width == 2 and kept < count
+    dense, sparse = Packing(width, False, clustered), Packing(width, True, clustered)
+    # Neither the 2-bit grid nor a codebook has a level 0 for sure: a pruned weight cannot be written densely.
+    must = lacks_zero(width, clustered) and kept < count
     return sparse if must or sparse.payload_bytes(count, kept) < dense.payload_bytes(count, kept) else dense
+
+
+def lacks_zero(bits: int, clustered: bool) -> bool:
+    """Whether 0 may be missing from the values that codes of so many bits stand for."""
+    return clustered or bits == 2
 
 
 def weight_payload(shape: tuple[int, ...], bits: int | None, kept: int) -> int:

@@ -13,8 +13,9 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
+from autocomp.compress.masks import kept_of_shape
 from autocomp.compress.network import LayerWeights
-from autocomp.compress.quantize import TensorRange, kept_weights
+from autocomp.compress.quantize import TensorRange
 from autocomp.compress.trace import Traced
 from autocomp.export.functions import (
     DOMAIN,
@@ -23,7 +24,7 @@ from autocomp.export.functions import (
     weight_function,
     weight_function_name,
 )
-from autocomp.export.packing import PLANES, Packing, choose_packing
+from autocomp.export.packing import PLANES, Packing, choose_packing, lacks_zero
 from autocomp.export.writer import (
     BIAS,
     FIXED_ARGUMENTS,
@@ -79,19 +80,21 @@ class FileSizes:
 
     def layer_bytes(self, layer: LayerSpec, decision: LayerPolicy, out_channels: Ints, weights: Ints) -> Ints:
         """Bytes of one layer's tensors and nodes. out_channels, weights: equally shaped counts."""
-        kept = np.array([kept_weights(int(w), decision.sparsity) for w in weights])
-        bits = decision.weight_bits
+        shapes = [_shape(layer, int(out), int(count)) for out, count in zip(out_channels, weights, strict=True)]
+        kept = np.array([kept_of_shape(shape, decision.sparsity, decision.pattern) for shape in shapes])
+        bits, clustered = decision.stored_bits, decision.clusters is not None
         width = 32 if bits is None else bits
-        dense = _values(width, weights)
-        sparse = [*_values(width, kept), (weights + 7) // 8]
+        codebook = [np.full_like(weights, 2**width)] if clustered else []
+        dense = [*_values(width, weights), *codebook]
+        sparse = [*_values(width, kept), *codebook, (weights + 7) // 8]
         # The same choice as `choose_packing`, for arrays.
-        masked = (kept < weights) & ((width == 2) | (sum(sparse) < sum(dense)))
+        masked = (kept < weights) & (lacks_zero(width, clustered) | (sum(sparse) < sum(dense)))
         per_channel = [] if bits is None else [2 * out_channels]
         if layer.bias:
             per_channel.append((4 if bits is None else 2) * out_channels)
         totals = [
             sum(tensor + _header_growth(tensor) for tensor in (*tensors, *per_channel))
-            + self._layer(layer.name, bits, decision.activation, is_sparse)
+            + self._layer(layer.name, decision.precision, is_sparse)
             for tensors, is_sparse in ((sparse, True), (dense, False))
         ]
         return np.asarray(np.where(masked, *totals), dtype=np.int64)
@@ -131,8 +134,9 @@ class FileSizes:
         return field_bytes(plain_dequantize_function())
 
     def function_bytes(self, layer: LayerSpec, decision: LayerPolicy) -> Mapping[str, int]:
-        count = prod(layer.weight_shape)
-        packing = choose_packing(decision.weight_bits, count, kept_weights(count, decision.sparsity))
+        kept = kept_of_shape(layer.weight_shape, decision.sparsity, decision.pattern)
+        clustered = decision.clusters is not None
+        packing = choose_packing(decision.stored_bits, prod(layer.weight_shape), kept, clustered)
         if packing.bits == 32 and not packing.sparse:
             return {}
         transposed = self._transposed[layer.name]
@@ -142,23 +146,25 @@ class FileSizes:
             needed |= dict([_bias_size(integer)])
         return needed
 
-    def _layer_overhead(self, name: str, bits: int | None, activation: str, sparse: bool) -> int:
+    def _layer_overhead(self, name: str, precision: LayerPolicy, sparse: bool) -> int:
         """Bytes of a layer that are not its weights, scales and bias values: headers, names, nodes."""
         layer = self.traced.spec.layer_by_name[name]
         shape = (8, *[1] * (len(layer.weight_shape) - 1))
+        bits, integer = precision.weight_bits, precision.activation == "int8"
         mask = None
         if sparse:
             mask = np.zeros(shape, dtype=bool)
             mask.flat[0] = True
-        integers = None if bits is None else np.full(shape, 3, np.int8)
         tiny = LayerWeights(
-            np.ones(shape, np.float32), np.zeros(8, np.float32) if layer.bias else None, bits, activation == "int8",
-            integers, np.float32(1), None if bits is None else np.ones(8, np.float16), mask,
+            np.ones(shape, np.float32), np.zeros(8, np.float32) if layer.bias else None, bits, integer,
+            None if bits is None else np.full(shape, 3, np.int8), np.float32(1),
+            None if bits is None else np.ones(8, np.float16), mask,
+            None if precision.clusters is None else np.full(precision.clusters, 3, np.int8),
         )  # fmt: skip
         parts = Parts()
         short = self._writer.short_name(name)
         transposed = self._transposed[name]
-        packing = Packing(32 if bits is None else bits, sparse)
+        packing = Packing(precision.stored_bits or 32, sparse, precision.clusters is not None)
         parts.weight(short, tiny, transposed, packing)
         if layer.bias:
             parts.bias(short, tiny, "s10", float_bias=transposed)
@@ -167,6 +173,12 @@ class FileSizes:
         # Dimensions from 128 on take a byte more where a tensor is stored in its own shape, counts in one of a row.
         wide = sum(len_bytes(size) - 1 for size in layer.weight_shape) + len(parts.initializers)
         return total - payload + wide
+
+
+def _shape(layer: LayerSpec, out: int, weights: int) -> tuple[int, ...]:
+    """Shape of a layer's weight with so many output channels and weights."""
+    window = layer.weight_shape[2:]
+    return (out, weights // (out * prod(window)), *window)
 
 
 def _values(width: int, values: Ints) -> list[Ints]:

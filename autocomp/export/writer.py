@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from autocomp.compress.network import CompressedNetwork, LayerWeights
@@ -263,7 +264,7 @@ class Parts:
     def weight(self, short: str, layer: LayerWeights, transposed: bool, packing: Packing | None = None) -> str:
         """Store one weight, by default in the smaller packing; returns the name of the tensor that stands for it."""
         kept = layer.weight.size if layer.mask is None else int(layer.mask.sum())
-        packing = packing or choose_packing(layer.bits, layer.weight.size, kept)
+        packing = packing or _packing_of(layer, kept)
         if packing.bits == 32 and not packing.sparse:
             return self.store(short, layer.weight.T if transposed else layer.weight)
         values = layer.weight if layer.levels is None else layer.levels
@@ -272,10 +273,12 @@ class Parts:
             values = values[layer.mask]
         arguments: dict[str, np.ndarray] = {}
         if packing.bits < 8:
-            codes = Grid(packing.bits).codes(values.reshape(-1).astype(np.int8))
+            codes = _codes(values.reshape(-1).astype(np.int8), layer.codebook, packing.bits)
             arguments |= {f"plane{i}": plane for i, plane in enumerate(pack_codes(codes, packing.bits))}
         else:
             arguments["values"] = values
+        if layer.codebook is not None:
+            arguments["codebook"] = layer.codebook
         if packing.sparse:
             mask = np.zeros(padded(layer.weight.size), np.uint8)
             mask[: layer.weight.size] = layer.mask.reshape(-1)  # type: ignore[union-attr]
@@ -365,6 +368,17 @@ class Parts:
             node = helper.make_node(function.name, self._stored(index), [result], domain=DOMAIN)
             self._behind[index].append(node)
         return result
+
+
+def _packing_of(layer: LayerWeights, kept: int) -> Packing:
+    if layer.codebook is None:
+        return choose_packing(layer.bits, layer.weight.size, kept)
+    return choose_packing(len(layer.codebook).bit_length() - 1, layer.weight.size, kept, clustered=True)
+
+
+def _codes(levels: NDArray[np.int8], codebook: NDArray[np.int8] | None, bits: int) -> NDArray[np.uint8]:
+    """What is stored for each level, (n,)."""
+    return Grid(bits).codes(levels) if codebook is None else np.searchsorted(codebook, levels).astype(np.uint8)
 
 
 #: Ending of a layer's bias; "b" is the base of its scales.

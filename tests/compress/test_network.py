@@ -7,8 +7,9 @@ import torch
 from networks import images, traced
 
 from autocomp.compress.graph import get_parameter
+from autocomp.compress.masks import kept_weights
 from autocomp.compress.network import QuantizedNetwork
-from autocomp.compress.quantize import Grid, kept_weights
+from autocomp.compress.quantize import Grid
 from autocomp.network import NETWORK_INPUT
 from autocomp.policy import FLOAT, INT8, LayerPolicy, Policy
 

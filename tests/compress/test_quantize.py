@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autocomp.compress.masks import kept_weights, sparsity_mask
 from autocomp.compress.quantize import (
     ActivationQuantizer,
     Grid,
@@ -15,11 +16,10 @@ from autocomp.compress.quantize import (
     WeightQuantizer,
     _FakeQuantize,
     activation_range,
-    kept_weights,
     mse_scales,
     representable_scales,
-    sparsity_mask,
 )
+from autocomp.policy import FLOAT, LayerPolicy
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 
@@ -100,7 +100,7 @@ def test_a_pruned_weight_does_not_count_for_the_scale():
 def test_a_channel_of_zeros_gets_a_scale_and_stays_zero():
     weight = random_weight(4)
     weight[2] = 0
-    quantizer = WeightQuantizer(weight, 4, 0.0)
+    quantizer = WeightQuantizer(weight, LayerPolicy(4))
     assert torch.isfinite(quantizer.log_scale).all()
     assert (quantizer(weight)[2] == 0).all()
 
@@ -145,7 +145,7 @@ def test_ties_do_not_change_how_many_weights_stay():
 def test_a_sparse_quantizer_writes_zeros_at_every_bit_width():
     weight = random_weight(5)
     for bits in (*BITS, None):
-        quantizer = WeightQuantizer(weight, bits, 0.75)
+        quantizer = WeightQuantizer(weight, LayerPolicy(bits, sparsity=0.75))
         result = quantizer(weight)
         assert int((result != 0).sum()) <= 60
         assert (result[~quantizer.mask] == 0).all()
@@ -153,7 +153,7 @@ def test_a_sparse_quantizer_writes_zeros_at_every_bit_width():
 
 def test_a_float_weight_without_sparsity_passes_unchanged():
     weight = random_weight(6)
-    assert torch.equal(WeightQuantizer(weight, None, 0.0)(weight), weight)
+    assert torch.equal(WeightQuantizer(weight, FLOAT)(weight), weight)
 
 
 def _gradients(weight, log_scale, grid, upstream):
@@ -189,7 +189,7 @@ def test_the_gradient_of_a_scale_is_that_of_its_clipped_part(bits):
 
 def test_settling_moves_the_scale_to_what_the_file_holds():
     weight = random_weight(7)
-    quantizer = WeightQuantizer(weight, 4, 0.0)
+    quantizer = WeightQuantizer(weight, LayerPolicy(4))
     before = quantizer.log_scale.exp().detach().clone()
     quantizer.settle()
     after = quantizer.log_scale.exp().detach()

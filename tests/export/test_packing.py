@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocomp.compress.quantize import Grid, kept_weights
+from autocomp.compress.masks import kept_weights
+from autocomp.compress.quantize import Grid
 from autocomp.export.packing import (
     PLANES,
     Packing,
