@@ -145,6 +145,16 @@ def argument(node: fx.Node, index: int, name: str, default: object) -> object:
     return node.kwargs.get(name, default)
 
 
+def pair(value: object, default: int = 1) -> tuple[int, int]:
+    """(height, width) of a window argument; a 1-D window has height 1."""
+    if value is None or value == []:
+        return default, default
+    if isinstance(value, int):
+        return value, value
+    values = [int(v) for v in value]  # type: ignore[attr-defined]
+    return (1, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
 def _fold_batch_norms(graph: fx.GraphModule) -> None:
     """Fold inference-mode batch-norm into the layer whose only reader it is (Jacob et al. 2018, eq. 14)."""
     for node in list(graph.graph.nodes):

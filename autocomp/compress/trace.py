@@ -21,6 +21,7 @@ from autocomp.compress.graph import (
     capture,
     export_program,
     get_parameter,
+    pair,
     weight_path,
 )
 from autocomp.errors import UserError
@@ -460,16 +461,6 @@ def _op_name(node: fx.Node) -> str:
     return str(node.target).removeprefix("aten.").split(".")[0] if node.op == "call_function" else node.name
 
 
-def _pair(value: object, default: int = 1) -> tuple[int, int]:
-    """(height, width) of a window argument; a 1-D window has height 1."""
-    if value is None or value == []:
-        return default, default
-    if isinstance(value, int):
-        return value, value
-    values = [int(v) for v in value]  # type: ignore[attr-defined]
-    return (1, values[0]) if len(values) == 1 else (values[0], values[1])
-
-
 def _analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
     values = {name for node in onnx.load_model_from_string(template).graph.node for name in node.output}
     analysis = _Analysis(graph, values)
@@ -599,11 +590,11 @@ def _spatial(shape: tuple[int, ...]) -> tuple[int, int]:
 def _window(node: fx.Node, op: str, weight: torch.Tensor | None) -> tuple[tuple[int, int], int]:
     """((kernel height, kernel width), stride) of a kernel node."""
     if node.target in CONVOLUTIONS and weight is not None:
-        return _pair(list(weight.shape[2:])), max(_pair(argument(node, 3, "stride", 1)))
+        return pair(list(weight.shape[2:])), max(pair(argument(node, 3, "stride", 1)))
     if op in ("max_pool", "avg_pool"):
-        window = _pair(node.args[1])
+        window = pair(node.args[1])
         stride = argument(node, 2, "stride", None)
-        return window, max(_pair(stride)) if stride not in (None, []) else max(window)
+        return window, max(pair(stride)) if stride not in (None, []) else max(window)
     return (1, 1), 1
 
 
