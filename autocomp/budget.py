@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the command line reads budgets, and must not wait for numpy
     import numpy as np
     from numpy.typing import NDArray
 
+T = TypeVar("T")
 #: One candidate's figure, or those of many.
 Figure = TypeVar("Figure", float, "NDArray[np.floating[Any]]")
 
@@ -43,6 +44,27 @@ def parse_bytes(text: str, option: str = "--budget") -> int:
     if value < 1:
         raise UserError(f"{option}: must be at least 1 byte, got {text!r}; try 4MB")
     return int(value)
+
+
+def parse_per_device(text: str, option: str, devices: Sequence[str], parse: Callable[[str], T]) -> dict[str, T]:
+    """`4MB`, which holds for each device, or bounds by name such as `mobile_arm=4MB,host_cpu=500kB`.
+
+    A bound without a name holds for the devices that are not named; where none is, those have no bound. Returns
+    device → bound, without the devices that have none.
+    """
+    if "=" not in text:
+        return dict.fromkeys(devices, parse(text))
+    named: dict[str, T] = {}
+    for item in text.split(","):
+        name, given, value = (part.strip() for part in item.rpartition("="))
+        if given and name not in devices:
+            raise UserError(f"{option}: {name or repr(item)} is not searched for; expected one of {', '.join(devices)}")
+        if name in named:
+            which = f"one bound for {name}" if name else "one bound without a device's name"
+            raise UserError(f"{option}: expected {which}, got two in {text!r}")
+        named[name] = parse(value)
+    rest = {device: named[""] for device in devices if "" in named}
+    return {device: bound for device, bound in {**rest, **named}.items() if device}
 
 
 def parse_milliseconds(text: str) -> float:

@@ -1,9 +1,9 @@
 """From settings to a task that is ready to be searched: traced, its space and its costs known."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +11,8 @@ import torch
 from autocomp.bench import Bench
 from autocomp.budget import Budget
 from autocomp.compress.trace import trace
-from autocomp.controllers import CostFunction, Costs
 from autocomp.controllers.repair import nearest_fit, smallest_reachable
+from autocomp.devices import Device, Devices
 from autocomp.display import Display
 from autocomp.errors import UserError
 from autocomp.export.size import FileSizes
@@ -23,10 +23,10 @@ from autocomp.hardware.estimator import LatencyModel
 from autocomp.hardware.latencies import known_latencies, latencies_for
 from autocomp.hardware.profile import HardwareProfile, find_profile
 from autocomp.hardware.strict import within_measured_range
-from autocomp.network import NetworkSpec
-from autocomp.policy import INT8, Policy
+from autocomp.network import LayerSpec, NetworkSpec
+from autocomp.policy import INT8, LayerPolicy, Policy
 from autocomp.settings import SearchSettings
-from autocomp.space import SearchSpace
+from autocomp.space import SearchSpace, Veto
 from autocomp.tasks import Task, load_task
 from autocomp.tasks.spaces import load_space
 
@@ -38,39 +38,70 @@ class Prepared:
     settings: SearchSettings
     task: Task
     bench: Bench
-    profile: HardwareProfile
     space: SearchSpace
-    cost: CostModel
+    devices: Devices
+
+    @property
+    def profile(self) -> HardwareProfile:
+        """Of the primary device."""
+        return self.devices.primary.profile
+
+    @property
+    def cost(self) -> CostModel:
+        """Of the primary device."""
+        return self.devices.primary.cost
 
     @property
     def provenance(self) -> str:
+        """Of the primary device's latencies."""
         return self.profile.provenance_note
 
 
 def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepared:
     """Load and trace the task, fill or read the latency table, build space and costs; the bench goes to `folder`."""
-    profile = find_profile(settings.hw)
-    if not profile.on_the_spot:
-        _ = profile.latencies  # a fault in the table is worth knowing before a network is trained
-    if profile.staleness is not None:
-        display.note(f"warning: {profile.staleness}")
+    profiles = [find_profile(name) for name in settings.profiles]
+    for profile in profiles:
+        if not profile.on_the_spot:
+            _ = profile.latencies  # a fault in the table is worth knowing before a network is trained
+        if profile.staleness is not None:
+            display.note(f"warning: {profile.staleness}")
     task = _load_task(settings, display)
     display.phase("tracing the network", detail=task.name)
     bench = Bench.make(task, folder)
     traced = bench.traced
-    options = replace(task.space, channel_multiple=profile.channel_multiple)
-    space = SearchSpace.build(traced.spec, options, profile.veto)
-    latency = _latency_model(profile, traced.spec, space, display)
+    options = replace(task.space, channel_multiple=math.lcm(*(profile.channel_multiple for profile in profiles)))
+    space = SearchSpace.build(traced.spec, options, common_veto(profiles))
+    latencies = [_latency_model(profile, traced.spec, space, display) for profile in profiles]
     if settings.strict:
-        space = within_measured_range(space, latency, known_latencies(profile))
+        for profile, latency in zip(profiles, latencies, strict=True):
+            space = within_measured_range(space, latency, known_latencies(profile))
     display.phase("tabulating costs", detail=f"{len(space)} decisions")
-    cost = CostModel(space, latency, FileSizes(OnnxWriter(traced)))
-    if cost.beyond_table > 0:
-        display.note(
-            f"{math.ceil(100 * cost.beyond_table)} % of the kernels that candidates may need lie outside the measured "
-            "range of the table: their latency is extrapolated, with a wide band; --strict leaves such choices out"
-        )
-    return Prepared(settings, task, bench, profile, space, cost)
+    sizes = FileSizes(OnnxWriter(traced))
+    devices = [
+        Device(profile, CostModel(space, latency, sizes), settings.budget_of(profile.name))
+        for profile, latency in zip(profiles, latencies, strict=True)
+    ]
+    for device in devices:
+        if device.cost.beyond_table > 0:
+            table = "the table" if len(devices) == 1 else f"the table of {device.name}"
+            display.note(
+                f"{math.ceil(100 * device.cost.beyond_table)} % of the kernels that candidates may need lie outside "
+                f"the measured range of {table}: their latency is extrapolated, with a wide band; --strict leaves such "
+                "choices out"
+            )
+    return Prepared(settings, task, bench, space, Devices(devices, space.largest))
+
+
+def common_veto(profiles: Sequence[HardwareProfile]) -> Veto:
+    """Why some of the devices cannot execute a layer under a decision, with its name where there are several."""
+    if len(profiles) == 1:
+        return profiles[0].veto
+
+    def veto(layer: LayerSpec, decision: LayerPolicy) -> str | None:
+        refusals = ((profile.name, profile.veto(layer, decision)) for profile in profiles)
+        return next((f"{name}: {reason}" for name, reason in refusals if reason is not None), None)
+
+    return veto
 
 
 def trace_task(settings: SearchSettings, display: Display, folder: Path) -> NetworkSpec:
@@ -101,32 +132,27 @@ def _latency_model(
     return LatencyModel.from_table(table, profile.calibration)
 
 
-def plain_int8(network: NetworkSpec, profile: HardwareProfile) -> Policy:
-    """Everything int8 that the device can execute as such."""
-    return Policy({layer.name: INT8 for layer in network.layers if profile.veto(layer, INT8) is None})
-
-
-def controller_cost(model: CostModel) -> CostFunction:
-    """What a controller may know of the costs: bytes, milliseconds and memory, without bands."""
-
-    def cost(genes: Any) -> Costs:
-        full = model(genes)
-        return Costs(full.size_bytes, full.latency_ms, full.memory_bytes)
-
-    return cost
+def plain_int8(network: NetworkSpec, *profiles: HardwareProfile) -> Policy:
+    """Everything int8 that all the devices can execute as such."""
+    veto = common_veto(profiles)
+    return Policy({layer.name: INT8 for layer in network.layers if veto(layer, INT8) is None})
 
 
 def check_reachable(prepared: Prepared) -> None:
     """UserError where nothing in the space fits the budget: nearest candidate, binding constraint, smallest budget."""
-    budget, space, cost = prepared.settings.budget, prepared.space, controller_cost(prepared.cost)
-    size, latency, memory = (float(values[0]) for values in cost(nearest_fit(space, cost, budget)[None]))
-    if budget.admits(size, latency, memory):
+    space, devices = prepared.space, prepared.devices
+    nearest = devices.figures(nearest_fit(space, devices.joint_costs, devices.joint_budget))
+    broken = devices.broken(nearest)
+    if broken is None:
         return
-    least = (float(values.min()) for values in cost(np.stack(smallest_reachable(space, cost))))
+    device, figures, constraint = broken
+    own = Devices([device], space.largest)  # the least that this device can be brought to, whatever the others take
+    least = (float(values.min()) for values in own.joint_costs(np.stack(smallest_reachable(space, own.joint_costs))))
+    there = f" on {device.name}" if devices.several else ""
     raise UserError(
-        f"nothing in the space fits the budget of {budget}: the nearest candidate takes "
-        f"{_spelled(budget, size, latency, memory)}, and {budget.binding(size, latency, memory)} binds; "
-        f"the smallest reachable are {_spelled(budget, *least)}: "
+        f"nothing in the space fits the budget of {device.budget}{there}: the nearest candidate takes "
+        f"{_spelled(device.budget, *figures.bounded)}, and {constraint} binds; "
+        f"the smallest reachable are {_spelled(device.budget, *least)}: "
         "raise the budget to that or offer stronger compression with --space"
     )
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from autocomp import rundir
 from autocomp.bench import answers_of
 from autocomp.budget import Budget
+from autocomp.devices import Devices, Figures
 from autocomp.export.score import Scorer, layer_outputs
 from autocomp.hardware.cost import Cost
 from autocomp.journal import Entry
@@ -32,8 +33,9 @@ def measure_references(prepared: Prepared, run: Path) -> dict[str, rundir.Measur
     runner = TrialRunner(prepared.bench)
     test = TestSplit(prepared, Path(prepared.bench.folder))
     found: dict[str, rundir.Measured] = {}
+    int8 = plain_int8(prepared.bench.traced.spec, *(device.profile for device in prepared.devices))
     try:
-        for name, policy in (("float", Policy()), ("int8", plain_int8(prepared.bench.traced.spec, prepared.profile))):
+        for name, policy in (("float", Policy()), ("int8", int8)):
             file = f"{rundir.MODELS}/{name}.onnx"
             result = runner.run(policy, prepared.settings.seed, run / file, epochs=0)
             cost = prepared.cost.of_policy(policy)
@@ -42,6 +44,7 @@ def measure_references(prepared: Prepared, run: Path) -> dict[str, rundir.Measur
                 result.size_bytes, *milliseconds(cost), memory_bytes=memory_bytes(cost),
                 extrapolated_share=round(prepared.cost.extrapolated_share(policy), 4),
                 provenance=prepared.provenance, file=file,
+                devices=_on_devices(prepared.devices, prepared.devices.figures_of_policy(policy)),
             )  # fmt: skip
             (run / rundir.POLICIES / f"{name}.json").write_text(policy.to_json())
     finally:
@@ -56,6 +59,18 @@ def milliseconds(cost: Cost) -> tuple[float, float, float]:
 
 def memory_bytes(cost: Cost) -> int:
     return round(float(cost.memory_bytes[0]))
+
+
+def _on_devices(devices: Devices, figures: Sequence[Figures]) -> dict[str, rundir.OnDevice]:
+    """Figures of one policy by device; empty where there is one device only."""
+    if not devices.several:
+        return {}
+    return {
+        device.name: rundir.OnDevice(
+            found.latency_ms, found.latency_low_ms, found.latency_high_ms, device.profile.provenance_note
+        )
+        for device, found in zip(devices, figures, strict=True)
+    }
 
 
 class TestSplit:
@@ -89,14 +104,20 @@ def admitted(entries: Sequence[Entry], budget: Budget, float_accuracy: float) ->
 def write_results(
     prepared: Prepared, schedule: Schedule, run: Path, references: dict[str, rundir.Measured]
 ) -> list[Entry]:
-    """Score the front on the test split and write front.csv, policies and models; drop what is not on the front."""
+    """Score the front on the test split and write front.csv, policies and models; drop what is not on the front.
+
+    The front of a search for several devices is thinned to what nothing else on it dominates by the primary device's
+    latency: the rows of front.csv are a front by themselves, whoever reads them.
+    """
     complete = [e for e in schedule.complete() if (run / rundir.MODELS / f"{e.id}.onnx").is_file()]
-    front = pareto_front(admitted(complete, prepared.settings.budget, references["float"].accuracy))
+    within = admitted(complete, prepared.settings.budget, references["float"].accuracy)
+    front = pareto_front(schedule.joint_front(within))
     test = TestSplit(prepared, prepared.bench.folder)
     rows = []
     with Scorer() as scorer:
         for entry in front:
             file = f"{rundir.MODELS}/{entry.id}.onnx"
+            on_devices = _on_devices(prepared.devices, prepared.devices.recorded(entry.details))
             rows.append({
                 "id": entry.id, "controller": prepared.settings.controller, "accuracy": entry.outcome.accuracy,
                 "test_accuracy": test.accuracy(run / file, scorer, run / rundir.MODELS / "float.onnx"),
@@ -106,9 +127,11 @@ def write_results(
                 "extrapolated_share": round(prepared.cost.extrapolated_share(entry.policy), 4),
                 "memory_bytes": memory_bytes(prepared.cost.of_policy(entry.policy)),
                 "provenance": prepared.provenance, "file": file,
+                **{column: value for name, on in on_devices.items() for column, value in on.to_columns(name).items()},
             })  # fmt: skip
             (run / rundir.POLICIES / f"{entry.id}.json").write_text(entry.policy.to_json())
-    _write_front(run / rundir.FRONT, rows)
+    names = [device.name for device in prepared.devices] if prepared.devices.several else []
+    _write_front(run / rundir.FRONT, rows, [*COLUMNS, *rundir.device_columns(names)])
     keep = {f"{e.id}.onnx" for e in front} | {"float.onnx", "int8.onnx"}
     for path in (run / rundir.MODELS).iterdir():
         if path.name not in keep:
@@ -116,10 +139,10 @@ def write_results(
     return front
 
 
-def _write_front(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_front(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS)
+        writer = csv.DictWriter(handle, columns)
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(path)

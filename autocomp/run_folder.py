@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from autocomp import __version__, rundir
+from autocomp.devices import Devices
 from autocomp.errors import UserError
 from autocomp.prepare import Prepared
 from autocomp.settings import SearchSettings, workers_of
@@ -19,7 +20,8 @@ from autocomp.settings import SearchSettings, workers_of
 
 def new_run(settings: SearchSettings) -> Path:
     """The run directory, made; `runs/latest` points to it. UserError if it holds another run or cannot be made."""
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-{task_label(settings.task)}-{Path(settings.hw).stem}"
+    devices = "+".join(Path(name).stem for name in settings.profiles)
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{task_label(settings.task)}-{devices}"
     run = settings.out if settings.out is not None else Path("runs") / name
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(
@@ -78,8 +80,8 @@ def run_facts(prepared: Prepared, run: Path) -> dict[str, Any]:
         "task": settings.task,
         "network": spec.name if settings.network is None else settings.network,
         "hw": settings.hw,
-        "hw_title": prepared.profile.title,
-        "budget": asdict(settings.budget),
+        "hw_title": prepared.devices.title,
+        "budget": asdict(prepared.devices.primary.budget),
         "controller": settings.controller,
         "seed": settings.seed,
         "trials": settings.trials,
@@ -89,6 +91,7 @@ def run_facts(prepared: Prepared, run: Path) -> dict[str, Any]:
         "decisions": len(prepared.space),
         "provenance": prepared.provenance,
         "profile_digest": prepared.profile.digest(),
+        **_several(prepared.devices),
         "bench_digest": prepared.bench.digest,
         "examples": {
             "train": len(prepared.task.train), "validation": len(prepared.task.validation),
@@ -100,6 +103,20 @@ def run_facts(prepared: Prepared, run: Path) -> dict[str, Any]:
         "removed_choices": _summarize(prepared.space.removed),
         "settings": settings.to_dict(),
     }  # fmt: skip
+
+
+def _several(devices: Devices) -> dict[str, Any]:
+    """What run.yaml says of each device where there are several."""
+    if not devices.several:
+        return {}
+    facts = {
+        device.name: {
+            "title": device.profile.title, "budget": asdict(device.budget),
+            "provenance": device.profile.provenance_note, "profile_digest": device.profile.digest(),
+        }
+        for device in devices
+    }  # fmt: skip
+    return {"devices": facts}
 
 
 def _summarize(removed: Sequence[tuple[str, str]]) -> list[list[str]]:

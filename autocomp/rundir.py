@@ -10,8 +10,8 @@ models/, policies/, report.html
 
 import csv
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,38 @@ MODELS, POLICIES, REPORT = "models", "policies", "report.html"
 
 
 @dataclass(frozen=True, slots=True)
+class OnDevice:
+    """What a file takes on one of a run's devices. Milliseconds; provenance: where they come from."""
+
+    latency_ms: float
+    latency_low_ms: float
+    latency_high_ms: float
+    provenance: str
+
+    def to_columns(self, device: str) -> dict[str, Any]:
+        """As front.csv names them: "latency_ms:mobile_arm", …"""
+        return {f"{name}:{device}": value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_columns(cls, row: Mapping[str, Any], device: str) -> "OnDevice":
+        low, high = float(row[f"latency_low_ms:{device}"]), float(row[f"latency_high_ms:{device}"])
+        return cls(float(row[f"latency_ms:{device}"]), low, high, str(row.get(f"provenance:{device}") or ""))
+
+
+def device_columns(devices: Sequence[str]) -> list[str]:
+    """The columns of front.csv that only a run for several devices has."""
+    return [f"{item.name}:{device}" for device in devices for item in fields(OnDevice)]
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """A file's figures. name: the candidate's id, or "float" / "int8" for a reference.
 
     accuracy: on the validation split; test_accuracy: on the test split, None before it was scored. Both in [0, 1].
     latency_low_ms, latency_high_ms: the table's band. file: path inside the run directory, "" for none.
     memory_bytes: predicted peak of activations. extrapolated_share: of the latency, what the table does not reach, a
-    fraction. Both None in runs of releases that did not predict them.
+    fraction. Both None in runs of releases that did not predict them. devices: by name, in a run for several; the
+    figures above are those of the first, the primary one.
     """
 
     name: str
@@ -47,6 +72,7 @@ class Measured:
     file: str = ""
     memory_bytes: int | None = None
     extrapolated_share: float | None = None
+    devices: Mapping[str, OnDevice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +109,12 @@ class RunData:
     @property
     def float_reference(self) -> Measured | None:
         return self.references.get("float")
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of the devices, the primary one first; empty for a run for one device."""
+        shown = [*self.front, *self.references.values()]
+        return tuple(shown[0].devices) if shown else ()
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -145,7 +177,9 @@ def _read_front(path: Path) -> list[Measured]:
     with path.open(newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
             try:
-                points.append(_measured({**row, "name": row.get("id")}))
+                devices = [name.removeprefix("latency_ms:") for name in row if name and name.startswith("latency_ms:")]
+                found = {name: OnDevice.from_columns(row, name) for name in devices}
+                points.append(_measured({**row, "name": row.get("id")}, found))
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path}, point {row.get('id')}: {_fault(error)}") from None
     return points
@@ -155,7 +189,10 @@ def _read_references(path: Path) -> list[Measured]:
     if not path.is_file():
         return []
     try:
-        return [_measured(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        return [
+            _measured(row, {name: OnDevice(**figures) for name, figures in row.get("devices", {}).items()})
+            for row in json.loads(path.read_text(encoding="utf-8"))
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {_fault(error)}") from None
 
@@ -183,7 +220,7 @@ def _read_policies(run: Path, front: tuple[Measured, ...], entries: tuple[Entry,
     return policies
 
 
-def _measured(row: Mapping[str, Any]) -> Measured:
+def _measured(row: Mapping[str, Any], devices: Mapping[str, OnDevice]) -> Measured:
     test, memory, beyond = (row.get(name) for name in ("test_accuracy", "memory_bytes", "extrapolated_share"))
     latency = float(row["latency_ms"])
     return Measured(
@@ -198,6 +235,7 @@ def _measured(row: Mapping[str, Any]) -> Measured:
         file=str(row.get("file") or ""),
         memory_bytes=None if memory in (None, "") else int(float(memory)),
         extrapolated_share=None if beyond in (None, "") else float(beyond),
+        devices=devices,
     )
 
 

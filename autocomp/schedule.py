@@ -6,19 +6,18 @@ the sequence depends on outcomes alone, and a resumed search walks it again from
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 import numpy as np
 
-from autocomp.budget import Budget
 from autocomp.controllers.base import Controller
+from autocomp.devices import Device, Devices, Figures
 from autocomp.display import SearchState
 from autocomp.errors import RunError
 from autocomp.front import non_dominated
-from autocomp.hardware.cost import CostModel
 from autocomp.journal import Entry, Journal
 from autocomp.outcome import Candidate, Outcome, Status
 
@@ -52,8 +51,7 @@ class Schedule:
     def __init__(
         self,
         controller: Controller,
-        cost: CostModel,
-        budget: Budget,
+        devices: Devices,
         journal: Journal,
         *,
         lag: int,
@@ -65,7 +63,7 @@ class Schedule:
     ) -> None:
         if lag < 1:
             raise ValueError(f"the lag must be at least 1, got {lag}")
-        self.controller, self.cost, self.budget, self.journal = controller, cost, budget, journal
+        self.controller, self.devices, self.journal = controller, devices, journal
         self.lag, self.trials, self.seconds = lag, trials, seconds
         self.known = dict(known or {})
         self.on_entry, self.clock = on_entry, clock
@@ -104,27 +102,32 @@ class Schedule:
     def finished(self, candidate_id: int, report: Report) -> Entry:
         """Record what came back for a candidate."""
         candidate = self._candidates[candidate_id]
-        cost = self.cost.of_policy(candidate.policy)
-        _, latency, low, high, memory = (float(values[0]) for values in cost)
+        figures = self.devices.figures_of_policy(candidate.policy)
+        details = {**report.details, "predicted_bytes": figures[0].size_bytes}
         if report.error or report.accuracy is None or report.size_bytes is None:
             outcome = Outcome(Status.FAILED, reason=report.error or "the trial gave no result")
-        elif not self.budget.admits(report.size_bytes, latency, memory):
-            # The prediction let it through and the file is larger: the file decides.
-            outcome = Outcome(
-                Status.INFEASIBLE, None, report.size_bytes, latency,
-                f"the file has {report.size_bytes:,} bytes, over the budget of {self.budget}",
-            )  # fmt: skip
+            return self._record(candidate, outcome, figures, report.seconds, details)
+        # The prediction let it through, and the file may be larger: the file decides.
+        figures = [replace(figure, size_bytes=report.size_bytes) for figure in figures]
+        broken = self.devices.broken(figures)
+        if broken is not None:
+            reason = f"the file has {report.size_bytes:,} bytes, over the budget of {self._bounds_of(broken[0])}"
+            outcome = Outcome(Status.INFEASIBLE, None, report.size_bytes, figures[0].latency_ms, reason)
         else:
-            outcome = Outcome(Status.COMPLETE, report.accuracy, report.size_bytes, latency)
-        predicted = {"predicted_bytes": float(cost.size_bytes[0])}
-        return self._record(candidate, outcome, low, high, report.seconds, {**report.details, **predicted})
+            outcome = Outcome(Status.COMPLETE, report.accuracy, report.size_bytes, figures[0].latency_ms)
+        return self._record(candidate, outcome, figures, report.seconds, details)
 
     def complete(self) -> list[Entry]:
         """Completed entries in the order of their ids."""
         return [e for _, e in sorted(self.entries.items()) if e.outcome.status is Status.COMPLETE]
 
     def front(self) -> list[Entry]:
-        return pareto_front(self.complete())
+        """The completed entries that none dominates in accuracy and in the bytes and latency of all devices jointly."""
+        return self.joint_front(self.complete())
+
+    def joint_front(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Those of `entries`, completed all of them, that are on a front by themselves; see `front`."""
+        return pareto_front(entries, [self._as_told(entry) for entry in entries])
 
     def state(self) -> SearchState:
         complete = self.complete()
@@ -135,7 +138,7 @@ class Schedule:
             trials_total=self.trials,
             infeasible=count[Status.INFEASIBLE],
             failed=count[Status.FAILED],
-            front_size=len(pareto_front(complete)),
+            front_size=len(self.joint_front(complete)),
             best_accuracy=max((e.outcome.accuracy or 0.0 for e in complete), default=None),
             smallest_bytes=min((e.outcome.size_bytes or 0 for e in complete), default=None),
             fastest_ms=min((e.outcome.latency_ms or 0.0 for e in complete), default=None),
@@ -161,9 +164,13 @@ class Schedule:
             entry = self.entries.get(self._told)
             if entry is None:
                 return False
-            self.controller.tell(self._candidates[self._told], entry.outcome)
+            self.controller.tell(self._candidates[self._told], self._as_told(entry))
             self._told += 1
         return True
+
+    def _as_told(self, entry: Entry) -> Outcome:
+        """What a controller is told: of several devices, one number for each kind of cost."""
+        return self.devices.joint_outcome(entry.outcome, self.devices.recorded(entry.details))
 
     def _recall(self, candidate: Candidate) -> None:
         entry = self.known[candidate.id]
@@ -176,32 +183,44 @@ class Schedule:
         self.on_entry(entry, self.state())
 
     def _settle_infeasible(self, candidate: Candidate) -> bool:
-        cost = self.cost(np.array([candidate.genes]))
-        size, latency, low, high, memory = (float(values[0]) for values in cost)
-        if self.budget.admits(size, latency, memory):
+        figures = self.devices.figures(candidate.genes)
+        broken = self.devices.broken(figures)
+        if broken is None:
             return False
-        binding = self.budget.binding(size, latency, memory)
-        reason = (
-            f"predicted {size:,.0f} bytes, {latency:.3g} ms and {memory:,.0f} bytes of memory; "
-            f"{binding} breaks the budget of {self.budget}"
-        )
-        self._record(candidate, Outcome(Status.INFEASIBLE, None, round(size), latency, reason), low, high, 0.0, {})
+        device, theirs, constraint = broken
+        reason = f"predicted {theirs}; {constraint} breaks the budget of {self._bounds_of(device)}"
+        first = figures[0]
+        outcome = Outcome(Status.INFEASIBLE, None, round(first.size_bytes), first.latency_ms, reason)
+        self._record(candidate, outcome, figures, 0.0, {})
         return True
 
+    def _bounds_of(self, device: Device) -> str:
+        """The budget of a device in words, with its name where there are several."""
+        return f"{device.budget} on {device.name}" if self.devices.several else str(device.budget)
+
     def _record(
-        self, candidate: Candidate, outcome: Outcome, low: float, high: float, seconds: float, details: dict[str, Any]
-    ) -> Entry:
-        entry = Entry(candidate.id, candidate.genes, candidate.policy, outcome, low, high, seconds, details)
+        self, candidate: Candidate, outcome: Outcome, figures: Sequence[Figures], seconds: float,
+        details: dict[str, Any],
+    ) -> Entry:  # fmt: skip
+        """figures: on each device, the primary one's first."""
+        entry = Entry(
+            candidate.id, candidate.genes, candidate.policy, outcome, figures[0].latency_low_ms,
+            figures[0].latency_high_ms, seconds, {**details, **self.devices.details(figures)},
+        )  # fmt: skip
         self.journal.append(entry)
         self.entries[candidate.id] = entry
         self.on_entry(entry, self.state())
         return entry
 
 
-def pareto_front(entries: list[Entry]) -> list[Entry]:
-    """The completed entries that no other dominates in accuracy, bytes and latency, from the fewest bytes up."""
+def pareto_front(entries: Sequence[Entry], outcomes: Sequence[Outcome] | None = None) -> list[Entry]:
+    """The completed entries that no other dominates in accuracy, bytes and latency, from the fewest bytes up.
+
+    outcomes: what they are judged by; by default their own outcomes.
+    """
     if not entries:
         return []
-    chosen = non_dominated([entry.outcome.costs for entry in entries])
+    judged = [entry.outcome for entry in entries] if outcomes is None else outcomes
+    chosen = non_dominated([outcome.costs for outcome in judged])
     front = [entry for entry, keep in zip(entries, chosen, strict=True) if keep]
     return sorted(front, key=lambda entry: (entry.outcome.size_bytes or 0, entry.outcome.latency_ms or 0.0))

@@ -10,7 +10,7 @@ from autocomp.display import Display
 from autocomp.errors import RunError, UserError
 from autocomp.journal import Entry, Journal
 from autocomp.outcome import Status
-from autocomp.prepare import Prepared, check_reachable, controller_cost, prepare
+from autocomp.prepare import Prepared, check_reachable, prepare
 from autocomp.results import measure_references, write_results
 from autocomp.run_folder import discard_if_empty, new_run, run_facts, write_settings
 from autocomp.schedule import Report, Schedule
@@ -55,7 +55,7 @@ def _search(settings: SearchSettings, run: Path, display: Display, known: dict[i
             interrupted = False
             try:
                 display.phase(
-                    "searching", total=settings.trials, detail=f"{settings.controller} on {prepared.profile.title}"
+                    "searching", total=settings.trials, detail=f"{settings.controller} on {prepared.devices.title}"
                 )
                 _run_trials(prepared, schedule, run, references)
             except KeyboardInterrupt:
@@ -81,13 +81,12 @@ def _make_schedule(
     prepared: Prepared, journal: Journal, references: dict[str, rundir.Measured], seconds: float | None,
     known: dict[int, Entry], display: Display,
 ) -> Schedule:  # fmt: skip
-    settings = prepared.settings
-    cost = controller_cost(prepared.cost)
-    controller = create(settings.controller, prepared.space, cost, settings.budget, settings.seed)
+    settings, devices = prepared.settings, prepared.devices
+    controller = create(settings.controller, prepared.space, devices.joint_costs, devices.joint_budget, settings.seed)
     workers = workers_of(settings)
     return Schedule(
-        controller, prepared.cost, settings.budget, journal, lag=2 * workers, trials=settings.trials, seconds=seconds,
-        known=known, on_entry=display.trial,
+        controller, devices, journal, lag=2 * workers, trials=settings.trials, seconds=seconds, known=known,
+        on_entry=display.trial,
     )  # fmt: skip
 
 

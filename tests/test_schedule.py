@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from autocomp.budget import Budget
+from autocomp.devices import Device, Devices
 from autocomp.errors import RunError
 from autocomp.hardware.cost import Cost
+from autocomp.hardware.profile import find_profile
 from autocomp.journal import Entry, Journal
 from autocomp.outcome import Candidate, Outcome, Status
 from autocomp.policy import Policy
@@ -56,7 +58,8 @@ class Clock:
 
 
 def schedule(folder, controller: Controller | None = None, *, lag: int = 4, budget=None, **more) -> Schedule:
-    return Schedule(controller or Controller(), Costs(), budget or Budget(), Journal(folder), lag=lag, **more)
+    device = Device(find_profile("mobile_arm"), Costs(), budget or Budget())
+    return Schedule(controller or Controller(), Devices([device], np.zeros(2, int)), Journal(folder), lag=lag, **more)
 
 
 def report(candidate: Candidate) -> Report:

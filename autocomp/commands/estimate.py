@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from autocomp.commands.exit_codes import DONE
-from autocomp.commands.options import TaskOptions, is_network_file, read_policy, search_settings
+from autocomp.commands.options import TaskOptions, is_network_file, one_device, read_policy, search_settings
 from autocomp.commands.output import print_json, strays_on_stderr, terminal, warn
 
 
@@ -22,12 +22,13 @@ def estimate(
     json
         Print one JSON document on standard output.
     """
+    hw = one_device(options.hw, "estimate")
     is_file = file_or_policy is not None and is_network_file(file_or_policy)
-    settings = None if is_file else search_settings(options, options.hw)
+    settings = None if is_file else search_settings(options, hw)
     policy = None if is_file or file_or_policy is None else read_policy(file_or_policy)
     from autocomp.hardware.profile import find_profile
 
-    profile = find_profile(options.hw)
+    profile = find_profile(hw)
     _ = profile.latencies  # a fault in the table is worth knowing before the network is built
     from autocomp import estimate as estimates
     from autocomp.report.estimate import document, print_estimate

@@ -1,5 +1,6 @@
 """Options that several verbs take, and the checks of their plain values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,7 +44,8 @@ class TaskOptions(NetworkOptions):
     """What is compressed, for which device."""
 
     hw: str
-    """Device: a profile name (`autocomp hw list`) or the path of a profile file."""
+    """Device: a profile name (`autocomp hw list`) or the path of a profile file. `search` takes several, with commas
+    between them: one network for all; the first is the primary one."""
 
 
 def search_settings(
@@ -59,6 +61,7 @@ def search_settings(
     out: Path | None = None,
     epochs: int | None = None,
     strict: bool = False,
+    device_budgets: Mapping[str, Budget] | None = None,
 ) -> "SearchSettings":
     """Settings whose plain values are in range. Names are looked up by whoever owns the registry."""
     at_least("--trials", trials, 1)
@@ -95,7 +98,32 @@ def search_settings(
         out=out,
         epochs=epochs,
         strict=strict,
+        device_budgets=device_budgets or {},
     )
+
+
+def device_names(hw: str) -> list[str]:
+    """The names of the profiles that `hw` names, the primary one first: bounds are given by them."""
+    from autocomp.settings import split_devices
+
+    return [_profile_name(profile) for profile in split_devices(hw)]
+
+
+def _profile_name(profile: str) -> str:
+    if not profile.endswith((".yaml", ".yml")):
+        return profile  # whether there is one is for whoever opens it to say
+    from autocomp.hardware.profile import find_profile
+
+    return find_profile(profile).name
+
+
+def one_device(hw: str, verb: str) -> str:
+    """`hw` itself. UserError where it names several devices."""
+    from autocomp.settings import split_devices
+
+    if len(split_devices(hw)) > 1:
+        raise UserError(f"--hw: {verb} takes one device, got {hw}; autocomp hw compare shows several")
+    return hw
 
 
 def at_least(option: str, value: int | None, least: int) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from autocomp.commands.exit_codes import DONE
-from autocomp.commands.options import Number, TaskOptions, read_policy, search_settings
+from autocomp.commands.options import Number, TaskOptions, one_device, read_policy, search_settings
 from autocomp.commands.output import strays_on_stderr
 
 
@@ -19,7 +19,7 @@ def compress(*, options: TaskOptions, policy: Path, out: Path | None = None, epo
     epochs
         Epochs of finetuning; by default the task's own number.
     """
-    settings = search_settings(options, options.hw, out=out, epochs=epochs)
+    settings = search_settings(options, one_device(options.hw, "compress"), out=out, epochs=epochs)
     read_policy(policy, "--policy")  # a fault in the file is worth knowing before the network is built
     from autocomp.apply import compress as compress_policy
 

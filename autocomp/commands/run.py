@@ -1,17 +1,20 @@
 """`search`, `resume`, `verify` and `report`: what makes a run, checks it and shows it."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from cyclopts import Parameter
 
-from autocomp.budget import Budget, parse_accuracy_drop, parse_bytes, parse_milliseconds
+from autocomp.budget import Budget, parse_accuracy_drop, parse_bytes, parse_milliseconds, parse_per_device
 from autocomp.commands.exit_codes import DONE, FAILED, INTERRUPTED
-from autocomp.commands.options import Number, Quantity, TaskOptions, search_settings
+from autocomp.commands.options import Number, Quantity, TaskOptions, device_names, search_settings
 from autocomp.commands.output import print_json, strays_on_stderr, terminal
 
 if TYPE_CHECKING:
     from autocomp.rundir import RunData
+
+T = TypeVar("T")
 
 
 def search(
@@ -36,13 +39,15 @@ def search(
     Parameters
     ----------
     budget
-        Most bytes a file may take, such as 4MB, 500kB or 4MiB.
+        Most bytes a file may take, such as 4MB, 500kB or 4MiB; of several devices each, or by name:
+        mobile_arm=4MB,host_cpu=1MB.
     max_latency
-        Most time one inference may take on the device, such as 2ms or 500us.
+        Most time one inference may take on the device, such as 2ms or 500us; by name as in --budget.
     max_accuracy_drop
         Most accuracy that may be lost against the float network, in percentage points.
     max_memory
-        Most memory that activations may take in one inference, such as 2MB; weights are not counted.
+        Most memory that activations may take in one inference, such as 2MB; weights are not counted. By name as in
+        --budget.
     controller
         What proposes candidates: tpe, ddpg, evolution, random or uniform.
     trials
@@ -62,16 +67,13 @@ def search(
     json
         Print one JSON document on standard output.
     """
-    bounds = Budget(
-        None if budget is None else parse_bytes(budget),
-        None if max_latency is None else parse_milliseconds(max_latency),
-        None if max_accuracy_drop is None else parse_accuracy_drop(max_accuracy_drop),
-        None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
-    )
+    drop = None if max_accuracy_drop is None else parse_accuracy_drop(max_accuracy_drop)
+    first, *others = _budgets(options.hw, budget, max_latency, max_memory, drop).items()
     settings = search_settings(
         options,
         options.hw,
-        budget=bounds,
+        budget=first[1],
+        device_budgets=dict(others),
         controller=controller,
         trials=trials,
         minutes=minutes,
@@ -87,6 +89,21 @@ def search(
     with strays_on_stderr(), make_display() as display:
         run = run_search(settings, display)
     return _present(run, as_json=json)
+
+
+def _budgets(
+    hw: str, budget: str | None, max_latency: str | None, max_memory: str | None, accuracy_drop: float | None
+) -> dict[str, Budget]:
+    """The bounds of each device by its name, the primary one's first."""
+    names = device_names(hw)
+
+    def bounds(text: str | None, option: str, parse: Callable[[str], T]) -> dict[str, T]:
+        return {} if text is None else parse_per_device(text, option, names, parse)
+
+    sizes = bounds(budget, "--budget", parse_bytes)
+    latencies = bounds(max_latency, "--max-latency", parse_milliseconds)
+    memories = bounds(max_memory, "--max-memory", lambda text: parse_bytes(text, "--max-memory"))
+    return {n: Budget(sizes.get(n), latencies.get(n), accuracy_drop, memories.get(n)) for n in names}
 
 
 def resume(run: Path, *, json: bool = False) -> int:

@@ -18,7 +18,9 @@ import numpy as np
 from autocomp.bench import Bench
 from autocomp.budget import Budget
 from autocomp.controllers import create
+from autocomp.devices import Device, Devices
 from autocomp.hardware.cost import Cost
+from autocomp.hardware.profile import find_profile
 from autocomp.journal import Journal
 from autocomp.network import Channels, KernelNode, LayerSpec, NetworkSpec
 from autocomp.policy import Policy
@@ -71,7 +73,8 @@ def main() -> None:
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder)) as journal:
         controller = create("random", space, cost, Budget(), 0)
-        schedule = Schedule(controller, cost, Budget(), journal, lag=2 * options.workers, trials=options.trials)
+        devices = Devices([Device(find_profile("mobile_arm"), cost, Budget())], space.largest)
+        schedule = Schedule(controller, devices, journal, lag=2 * options.workers, trials=options.trials)
 
         def on_result(candidate: int, report: Report, content: bytes) -> None:
             schedule.finished(candidate, report)
