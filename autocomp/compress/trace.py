@@ -276,7 +276,7 @@ class _Analysis:
                 self.axes[node] = self._axis(node)
             elif isinstance(node.meta.get("val"), tuple | list):  # several results: recurrent layers, split
                 for source in node.all_input_nodes:
-                    self.coupling.freeze(self.axes.get(source), f"passes through {_op_name(node)}")
+                    self.coupling.freeze(self.axes.get(source), f"passes through {op_name(node)}")
 
     def _finds_input(self, node: fx.Node) -> bool:
         """Whether the tensor that a layer reads can be found in the ONNX graph, to be quantized there."""
@@ -314,7 +314,7 @@ class _Analysis:
             return self._permute(node, sources[0])
         if node.target in (aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims):
             return self._squeeze(node, sources[0])
-        return self._opaque(node, sources, f"passes through {_op_name(node)}")
+        return self._opaque(node, sources, f"passes through {op_name(node)}")
 
     def _opaque(self, node: fx.Node, sources: list[fx.Node], reason: str) -> _Axis | None:
         """Nothing is known of how `node` moves channels: neither its inputs nor its result can be pruned."""
@@ -364,7 +364,7 @@ class _Analysis:
     def _binary(self, node: fx.Node, a: fx.Node, b: fx.Node) -> _Axis | None:
         left, right = self.axes.get(a), self.axes.get(b)
         if left is None or right is None or len(_shape(a)) != len(_shape(b)) or left.dim != right.dim:
-            return self._opaque(node, [a, b], f"passes through {_op_name(node)} with another layout")
+            return self._opaque(node, [a, b], f"passes through {op_name(node)} with another layout")
         sizes = tuple(s for _, s in left.parts), tuple(s for _, s in right.parts)
         if sizes[0] == sizes[1] and left.repeat == right.repeat:
             for (x, _), (y, _) in zip(left.parts, right.parts, strict=True):
@@ -374,7 +374,7 @@ class _Analysis:
             if sum(s for _, s in narrow.parts) == 1:  # one channel broadcast over all
                 self.coupling.freeze(narrow, "broadcast over the channels of another tensor")
                 return wide
-        return self._opaque(node, [a, b], f"meets other channels in {_op_name(node)}")
+        return self._opaque(node, [a, b], f"meets other channels in {op_name(node)}")
 
     def _mean(self, node: fx.Node, source: fx.Node) -> _Axis | None:
         axis = self.axes.get(source)
@@ -457,7 +457,10 @@ def _stored(node: fx.Node) -> bool:
     return any(isinstance(source, fx.Node) and source.op == "get_attr" for source in node.all_input_nodes)
 
 
-def _op_name(node: fx.Node) -> str:
+def op_name(node: fx.Node) -> str:
+    """What a node does, in a word; of a part that it picks, what made the whole."""
+    if node.target is operator.getitem:
+        return op_name(node.args[0])  # type: ignore[arg-type]
     return str(node.target).removeprefix("aten.").split(".")[0] if node.op == "call_function" else node.name
 
 

@@ -20,6 +20,7 @@ from autocomp.export.functions import (
     weight_inputs,
 )
 from autocomp.export.packing import Packing, choose_packing, pack_codes, pack_plane, padded
+from autocomp.export.whole_file import write_whole
 from autocomp.network import NETWORK_INPUT
 
 PRODUCER = "autocomp"
@@ -146,11 +147,7 @@ class OnnxWriter:
 
     def write(self, network: CompressedNetwork, path: Path) -> int:
         """Write the file; returns its size in bytes. Nothing is left at `path` if it cannot be written whole."""
-        data = self.build(network).SerializeToString(deterministic=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(data)
-        partial.replace(path)
-        return path.stat().st_size
+        return write_whole(path, self.build(network).SerializeToString(deterministic=True))
 
     def _quantize_tensors(self, graph: GraphProto, network: CompressedNetwork, parts: "Parts") -> None:
         """Put QuantizeLinear → DequantizeLinear behind every tensor that has a range of its own."""

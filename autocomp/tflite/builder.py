@@ -153,11 +153,12 @@ class ModelBuilder:
         """Mean over what of each window lies inside the image. The result has the quantization of x."""
         return self._pool("AVERAGE_POOL_2D", name, x, window, stride, padding)
 
-    def mean(self, name: str, x: Tensor, result: Affine) -> Tensor:
-        """Mean over the image: (1, h, w, c) → (1, 1, 1, c)."""
+    def mean(self, name: str, x: Tensor, result: Affine, *, keep_dims: bool = True) -> Tensor:
+        """Mean over the image: (1, h, w, c) → (1, 1, 1, c), or (1, c) without the axes."""
         axes = self.constant(f"{name}_axes", np.array([1, 2], np.int32))
-        options = self._schema.ReducerOptionsT(keepDims=True)
-        return self._operator("MEAN", name, [x, axes], (1, 1, 1, x.shape[3]), result, options)
+        options = self._schema.ReducerOptionsT(keepDims=keep_dims)
+        shape = (1, 1, 1, x.shape[3]) if keep_dims else (1, x.shape[3])
+        return self._operator("MEAN", name, [x, axes], shape, result, options)
 
     def reshape(self, name: str, x: Tensor, shape: Sequence[int]) -> Tensor:
         """The same values in their order. One size may be −1: it follows from the others, also when x is resized."""

@@ -1,0 +1,66 @@
+"""Zeros around an image: torch counts them per side, TFLite knows SAME, VALID, or an operator of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a convolution or pooling reads: (height, width) of the kernel, of its steps, and between its taps."""
+
+    kernel: Pair
+    stride: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+
+    @property
+    def reach(self) -> Pair:
+        """Rows and columns from the first tap to the last."""
+        rows, columns = ((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+        return rows, columns
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """Rows above and below an image, columns left and right of it."""
+
+    rows: Pair = (0, 0)
+    columns: Pair = (0, 0)
+
+    def __add__(self, other: Self) -> "Border":
+        rows, columns = (
+            (a[0] + b[0], a[1] + b[1]) for a, b in ((self.rows, other.rows), (self.columns, other.columns))
+        )
+        return Border(rows, columns)
+
+    def __bool__(self) -> bool:
+        return any((*self.rows, *self.columns))
+
+
+def same_border(size: Sequence[int], window: Window) -> Border:
+    """The border that SAME puts around an image of (height, width): the odd row or column comes last."""
+    sides = []
+    for length, reach, stride in zip(size, window.reach, window.stride, strict=True):
+        total = max((-(-length // stride) - 1) * stride + reach - length, 0)
+        sides.append((total // 2, total - total // 2))
+    return Border(*sides)
+
+
+def read_border(size: Sequence[int], border: Border, window: Window, *, round_up: bool = False) -> Border:
+    """The part of `border` that the window reads at all: a step may end before the last row or column.
+
+    round_up: a window that begins inside the image or the border in front of it counts, even if it ends behind the
+    border (torch's `ceil_mode`), and reads rows that `border` lacks.
+    """
+    sides = []
+    for length, (before, after), reach, stride in zip(
+        size, (border.rows, border.columns), window.reach, window.stride, strict=True
+    ):
+        over = length + before + after - reach
+        steps = -(-over // stride) if round_up else over // stride
+        if steps * stride >= length + before:
+            steps -= 1  # a window that would begin behind the image
+        sides.append((before, max(steps * stride + reach - length - before, 0)))
+    return Border(*sides)
