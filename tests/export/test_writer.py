@@ -16,7 +16,8 @@ from autocomp.export.score import Scorer, layer_outputs, precision_faults
 from autocomp.export.size import FileSizes
 from autocomp.export.writer import OnnxWriter
 from autocomp.hardware.cost import CostModel
-from autocomp.policy import FLOAT, INT8, LayerPolicy, Policy
+from autocomp.network import pattern_fault
+from autocomp.policy import FLOAT, INT8, LayerPolicy, Policy, Sparsity, Zeros, clustered
 from autocomp.space import SearchSpace, SpaceOptions
 from autocomp.tasks.mobilenet import MobileNetV2
 from autocomp.tasks.spaces import load_space
@@ -41,6 +42,16 @@ def everywhere(source: Traced, decision: LayerPolicy, channels: dict[str, int] |
 
 def taking_turns(source: Traced, *decisions: LayerPolicy) -> Policy:
     return Policy({name: decisions[i % len(decisions)] for i, name in enumerate(layers(source))})
+
+
+def with_zeros(source: Traced, decision: LayerPolicy, zeros: Sparsity, otherwise: Zeros = 0.0) -> Policy:
+    """Zeros in a pattern in the layers that have the shape for it."""
+    return Policy(
+        {
+            layer.name: decision.with_zeros(zeros if pattern_fault(layer, zeros.pattern) is None else otherwise)
+            for layer in source.spec.layers
+        }
+    )
 
 
 def compressed(source: Traced, policy: Policy, x: torch.Tensor) -> tuple[QuantizedNetwork, CompressedNetwork]:
@@ -74,6 +85,20 @@ def check_file(source: Traced, policy: Policy, x: torch.Tensor, scorer: Scorer, 
 def test_every_bit_width_dense_and_sparse(bits, sparsity, scorer, tmp_path):
     source = traced(networks.Residual)
     check_file(source, everywhere(source, LayerPolicy(bits, "int8", sparsity)), images(16), scorer, tmp_path)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, Sparsity(0.75, "block")], ids=str)
+@pytest.mark.parametrize("clusters", [2, 8, 32])
+def test_every_kind_of_codebook_dense_and_sparse(clusters, sparsity, scorer, tmp_path):
+    source = traced(networks.Residual)
+    check_file(source, everywhere(source, clustered(clusters).with_zeros(sparsity)), images(16), scorer, tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_codebooks_and_zeros_in_patterns_in_every_kind_of_network(kind, scorer, tmp_path):
+    source, x = traced(kind), torch.cat([INPUTS[kind]()] * 4)
+    check_file(source, taking_turns(source, clustered(16), LayerPolicy(4, "int8")), x, scorer, tmp_path)
+    check_file(source, with_zeros(source, INT8, Sparsity(0.5, "2:4"), 0.5), x, scorer, tmp_path)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.75])
@@ -212,6 +237,10 @@ def policies(source: Traced) -> dict[str, Policy]:
         "taking turns": taking_turns(source, INT8, FLOAT),
         "pruned": everywhere(source, LayerPolicy(4, "int8", 0.5), half),
         "pruned float": Policy({}, half),
+        "clustered": everywhere(source, clustered(16)),
+        "clustered, pruned and sparse": everywhere(source, clustered(8).with_zeros(0.5), half),
+        "blocks of zeros": with_zeros(source, LayerPolicy(6, "int8"), Sparsity(0.75, "block")),
+        "2:4": with_zeros(source, clustered(4), Sparsity(0.5, "2:4")),
         "a bit of all": Policy(taking_turns(source, *turns).layers, half),
     }
 
