@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from autocomp.rundir import Measured
+from autocomp.journal import Entry
+from autocomp.rundir import Measured, RunData
 
 #: Viridis without its yellow end, which vanishes on white. Position in [0, 1] and colour.
 COLOURS = ((0.0, "#440154"), (0.35, "#3b528b"), (0.7, "#21918c"), (1.0, "#7ad151"))
@@ -28,8 +30,61 @@ def ticks(low: float, high: float) -> list[float]:
     return values if len(values) >= 2 else [low, high]
 
 
-def label(value: float, axis: str) -> str:
-    if axis == "latency_ms":
+@dataclass(frozen=True, slots=True)
+class CostAxis:
+    """A cost that accuracy is drawn over: bytes, or the latency on a device ("" for the only one of a run)."""
+
+    latency: bool
+    device: str = ""
+
+    @classmethod
+    def of_run(cls, run: RunData) -> "list[CostAxis]":
+        """Bytes, then the latency on each device."""
+        return [cls(False), *(cls(True, device) for device in run.devices or ("",))]
+
+    def of(self, point: Measured) -> float:
+        if not self.latency:
+            return point.size_bytes
+        return point.devices[self.device].latency_ms if self.device else point.latency_ms
+
+    def band(self, point: Measured) -> tuple[float, float]:
+        """The ends of the latency table's band."""
+        on = point.devices[self.device] if self.device else point
+        return on.latency_low_ms, on.latency_high_ms
+
+    def of_trial(self, entry: Entry) -> float | None:
+        """Of a trial that need not be on the front; None where it has no such cost."""
+        if not self.latency:
+            return entry.outcome.size_bytes
+        if not self.device:
+            return entry.outcome.latency_ms
+        figures = entry.details.get("devices", {}).get(self.device)
+        return None if figures is None else float(figures["latency_ms"])
+
+    def bound(self, run: RunData) -> float | None:
+        """The least that the run's budget allows of it, None for no bound."""
+        name = "latency_ms" if self.latency else "size_bytes"
+        devices = run.settings.get("devices") or {}
+        asked = [devices[self.device]] if self.device in devices else [*devices.values()] or [run.settings]
+        budgets = [facts.get("budget") for facts in asked]
+        bounds = [budget[name] for budget in budgets if isinstance(budget, dict) and budget.get(name)]
+        return min(bounds, default=None)
+
+    @property
+    def title(self) -> str:
+        if not self.latency:
+            return "bytes on disk"
+        return f"latency on {self.device}" if self.device else "latency by the device's table"
+
+    @property
+    def other(self) -> "CostAxis":
+        """What the points are coloured by: latency where this is bytes, and bytes where it is latency."""
+        return CostAxis(not self.latency)
+
+
+def label(value: float, axis: CostAxis) -> str:
+    """A tick in words."""
+    if axis.latency:
         return f"{value:.3g} ms"
     unit, factor = next((u, f) for u, f in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)) if value >= f or f == 1)
     return f"{value / factor:.3g} {unit}"

@@ -1,5 +1,18 @@
 """How figures are written wherever a person reads them: one place, so that table, page and progress agree."""
 
+from autocomp.rundir import RunData
+
+
+def provenances(run: RunData) -> list[str]:
+    """Where the latencies of a front come from, each source once, with the device's name where there are several."""
+    found = []
+    for point in run.front:
+        if point.devices:
+            found += [f"{name}: {on.provenance}" for name, on in point.devices.items() if on.provenance]
+        elif point.provenance:
+            found.append(point.provenance)
+    return list(dict.fromkeys(found))
+
 
 def percent(fraction: float | None) -> str:
     """0.98467 → "98.47 %"."""

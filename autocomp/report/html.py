@@ -22,8 +22,9 @@ from plotly.offline import get_plotlyjs
 from autocomp import __version__
 from autocomp.outcome import Status
 from autocomp.report import figures
-from autocomp.report.axes import COLOURS, FAINT, FONT, GRID, INK, accuracy_range, label, ticks
+from autocomp.report.axes import COLOURS, FAINT, FONT, GRID, INK, CostAxis, accuracy_range, label, ticks
 from autocomp.report.explain import decisions, known_layers, most_useful, summary
+from autocomp.report.figures import provenances
 from autocomp.rundir import REPORT, Measured, RunData, read_run
 
 #: How many trials without a file the page lists one by one.
@@ -56,6 +57,7 @@ def render(run: RunData) -> str:
         run=run,
         settings=settings,
         facts=_facts(settings),
+        axes=CostAxis.of_run(run),
         rows=[
             (measured, *_against_float(measured, run.float_reference))
             for measured in [*run.references.values(), *run.front]
@@ -68,7 +70,7 @@ def render(run: RunData) -> str:
         below=_below(run),
         left_alone=settings.get("left_alone") or [],
         removed=_removed(settings.get("removed_choices") or []),
-        provenances=list(dict.fromkeys(point.provenance for point in run.front if point.provenance)),
+        provenances=provenances(run),
         versions=settings.get("versions") or {},
         command_run=_command_path(run.path),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -91,6 +93,9 @@ def _facts(settings: Any) -> list[tuple[str, str]]:
     labels = ("task", "network", "hw", "budget", "controller", "space", "seed", "trials", "minutes", "workers")
     shown = {"hw": "device"}
     facts = [(shown.get(key, key), _as_text(settings.get(key))) for key in labels]
+    if settings.get("devices"):  # each has a budget of its own
+        own = [(f"budget on {name}", _as_text(device["budget"])) for name, device in settings["devices"].items()]
+        facts = [fact for known in facts for fact in (own if known[0] == "budget" else [known])]
     if settings.get("seconds"):
         facts.append(("took", figures.duration(float(settings["seconds"]))))
     if settings.get("started_at"):
@@ -167,6 +172,7 @@ def _page_data(run: RunData, first: Measured | None) -> dict[str, Any]:
                 ["bytes", f"{point.size_bytes:,} ({figures.times(smaller)} smaller)"],
                 ["latency", f"{figures.milliseconds(point.latency_ms)} ({figures.times(faster)} faster)"],
                 ["latency band", f"{low}–{high}"],
+                *([f"latency on {name}", text] for name, text in _latencies_on(point, run.float_reference)),
             ],
             "layers": None
             if policy is None
@@ -175,34 +181,48 @@ def _page_data(run: RunData, first: Measured | None) -> dict[str, Any]:
                 for d in decisions(policy, layers)
             ],
         }
-    figure_pair = [_figure(run, "size_bytes"), _figure(run, "latency_ms")]
+    drawn = [_figure(run, axis) for axis in CostAxis.of_run(run)] if run.front else []
     return {
-        "figures": [json.loads(figure.to_json()) for figure in figure_pair] if run.front else [],
+        "figures": [json.loads(figure.to_json()) for figure in drawn],
         "points": points,
         "first": None if first is None else first.name,
     }
 
 
-def _figure(run: RunData, axis: str) -> go.Figure:
+def _latencies_on(point: Measured, reference: Measured | None) -> list[tuple[str, str]]:
+    """(device, latency with its band and gain) on each of several devices."""
+    found = []
+    for name, on in point.devices.items():
+        low, high = figures.significant(on.latency_low_ms), figures.milliseconds(on.latency_high_ms)
+        gain = None if reference is None else reference.devices[name].latency_ms / on.latency_ms
+        text = f"{figures.milliseconds(on.latency_ms)} [{low}–{high}]"
+        found.append((name, text if gain is None else f"{text} ({figures.times(gain)} faster)"))
+    return found
+
+
+def _figure(run: RunData, axis: CostAxis) -> go.Figure:
     """Accuracy over one cost, coloured by the other. Traces: trials, front, references, and the point picked."""
-    by_size = axis == "size_bytes"
-    other = "latency_ms" if by_size else "size_bytes"
+    other = axis.other
     layers = known_layers(run)
-    trials = [entry.outcome for entry in run.entries if entry.outcome.status is Status.COMPLETE]
+    trials = [
+        (cost, entry.outcome.accuracy or 0)
+        for entry in run.entries
+        if entry.outcome.status is Status.COMPLETE and (cost := axis.of_trial(entry)) is not None
+    ]
     shown = [*run.front, *run.references.values()]
     figure = go.Figure()
     figure.add_scatter(
-        x=[getattr(outcome, axis) for outcome in trials],
-        y=[100 * (outcome.accuracy or 0) for outcome in trials],
+        x=[cost for cost, _ in trials],
+        y=[100 * accuracy for _, accuracy in trials],
         name="other trials",
         mode="markers",
         marker={"size": 5, "color": FAINT, "opacity": 0.35},
         hoverinfo="skip",
     )
-    costs = [getattr(point, other) for point in run.front]
+    costs = [other.of(point) for point in run.front]
     marks = ticks(min(costs, default=1), max(costs, default=1))
     figure.add_scatter(
-        x=[getattr(point, axis) for point in run.front],
+        x=[axis.of(point) for point in run.front],
         y=[100 * point.accuracy for point in run.front],
         name="front",
         mode="markers",
@@ -215,7 +235,7 @@ def _figure(run: RunData, axis: str) -> go.Figure:
             "colorscale": COLOURS,
             "line": {"color": INK, "width": 1},
             "colorbar": {
-                "title": {"text": "latency" if by_size else "bytes", "side": "top", "font": {"size": 13}},
+                "title": {"text": "latency" if other.latency else "bytes", "side": "top", "font": {"size": 13}},
                 "tickvals": [math.log10(tick) for tick in marks],
                 "ticktext": [label(tick, other) for tick in marks],
                 "thickness": 12,
@@ -224,19 +244,19 @@ def _figure(run: RunData, axis: str) -> go.Figure:
             },
         },
     )
-    if not by_size:
+    if axis.latency:
         figure.data[1].error_x = {
             "type": "data",
             "symmetric": False,
-            "array": [point.latency_high_ms - point.latency_ms for point in run.front],
-            "arrayminus": [point.latency_ms - point.latency_low_ms for point in run.front],
+            "array": [axis.band(point)[1] - axis.of(point) for point in run.front],
+            "arrayminus": [axis.of(point) - axis.band(point)[0] for point in run.front],
             "color": FAINT,
             "thickness": 1.2,
             "width": 3,
         }
     references = list(run.references.values())
     figure.add_scatter(
-        x=[getattr(reference, axis) for reference in references],
+        x=[axis.of(reference) for reference in references],
         y=[100 * reference.accuracy for reference in references],
         name="references",
         mode="markers+text",
@@ -262,13 +282,11 @@ def _below(run: RunData) -> int:
     return sum(accuracy is not None and 100 * accuracy < lowest for accuracy in scored)
 
 
-def _frame(figure: go.Figure, run: RunData, axis: str, shown: Sequence[Measured]) -> None:
-    by_size = axis == "size_bytes"
-    budget = run.settings.get("budget")
-    bound = budget.get(axis) if isinstance(budget, dict) else None
-    values = [getattr(measured, axis) for measured in shown]
-    if not by_size:
-        values += [v for point in run.front for v in (point.latency_low_ms, point.latency_high_ms) if v > 0]
+def _frame(figure: go.Figure, run: RunData, axis: CostAxis, shown: Sequence[Measured]) -> None:
+    bound = axis.bound(run)
+    values = [axis.of(measured) for measured in shown]
+    if axis.latency:
+        values += [v for point in run.front for v in axis.band(point) if v > 0]
     if bound:
         values.append(bound)
     low, high = min(values, default=1), max(values, default=1)
@@ -291,7 +309,7 @@ def _frame(figure: go.Figure, run: RunData, axis: str, shown: Sequence[Measured]
         range=[math.log10(low) - pad, math.log10(high) + pad],
         tickvals=marks,
         ticktext=[label(tick, axis) for tick in marks],
-        title={"text": "bytes on disk" if by_size else "latency by the device's table", "font": {"size": 13}},
+        title={"text": escape(axis.title), "font": {"size": 13}},
         tickangle=0,
         gridcolor=GRID,
         zeroline=False,

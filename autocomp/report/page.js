@@ -1,5 +1,5 @@
 "use strict";
-// Draws the two charts, links them, and shows the layers of the point that is picked. Texts are set as text, never
+// Draws the charts, links them, and shows the layers of the point that is picked. Texts are set as text, never
 // as HTML: names come from files.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);

@@ -1,4 +1,4 @@
-"""A still picture of a front, for a README: accuracy over bytes and over latency, side by side, as plain SVG."""
+"""A still picture of a front, for a README: accuracy over bytes and over latencies, side by side, as plain SVG."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,40 +6,42 @@ from html import escape
 from itertools import pairwise
 from textwrap import shorten
 
-from autocomp.report.axes import COLOURS, FAINT, GRID, INK, accuracy_range, label, ticks
+from autocomp.report.axes import COLOURS, FAINT, GRID, INK, CostAxis, accuracy_range, label, ticks
+from autocomp.report.figures import provenances
 from autocomp.rundir import Measured, RunData
 
-WIDTH, HEIGHT = 900, 400
+HEIGHT = 400
 _PANEL_WIDTH, _LEFT, _TOP, _BOTTOM = 375, 62, 44, 330
-_GAP = 70
+_GAP, _RIGHT = 70, 18
 
 Scale = Callable[[float], float]
 
 
 def front_svg(run: RunData) -> str:
-    """The picture as a document of its own, WIDTH × HEIGHT pixels. A run without a front gives empty axes."""
+    """The picture as a document of its own, a panel for each cost. A run without a front gives empty axes."""
     title = f"{run.settings.get('network') or run.settings.get('task', '')} on {run.settings.get('hw', '')}"
+    axes = CostAxis.of_run(run)
+    width = _LEFT + len(axes) * (_PANEL_WIDTH + _GAP) - _GAP + _RIGHT
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}" '
         f'font-family="system-ui, sans-serif" font-size="12" fill="{INK}" role="img">',
         f"<title>{escape(title)}: accuracy over bytes and over latency</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+        f'<rect width="{width}" height="{HEIGHT}" fill="#ffffff"/>',
         f'<text x="{_LEFT}" y="24" font-size="15" font-weight="600">{escape(title)}</text>',
     ]
-    parts += _panel(run, "size_bytes", _LEFT)
-    parts += _panel(run, "latency_ms", _LEFT + _PANEL_WIDTH + _GAP)
-    provenance = "; ".join(dict.fromkeys(point.provenance for point in run.front if point.provenance))
-    parts.append(f'<text x="{_LEFT}" y="{HEIGHT - 8}" font-size="11">{escape(shorten(provenance, 140))}</text>')
+    for index, axis in enumerate(axes):
+        parts += _panel(run, axis, _LEFT + index * (_PANEL_WIDTH + _GAP))
+    provenance = shorten("; ".join(provenances(run)), 70 * len(axes))
+    parts.append(f'<text x="{_LEFT}" y="{HEIGHT - 8}" font-size="11">{escape(provenance)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _panel(run: RunData, axis: str, left: int) -> list[str]:
+def _panel(run: RunData, axis: CostAxis, left: int) -> list[str]:
     """One set of axes with the trials, the front, the references and the budget."""
     shown = [*run.front, *run.references.values()]
     bottom_accuracy, top_accuracy = accuracy_range(shown)
-    budget = run.settings.get("budget")
-    bound = budget.get(axis) if isinstance(budget, dict) else None
-    values = [getattr(measured, axis) for measured in shown] + ([bound] if bound else [])
+    bound = axis.bound(run)
+    values = [axis.of(measured) for measured in shown] + ([bound] if bound else [])
     low, high = min(values, default=1), max(values, default=10)
     pad = max(0.03, 0.06 * math.log10(high / low))
     start, stop = math.log10(low) - pad, math.log10(high) + pad
@@ -62,12 +64,11 @@ def _panel(run: RunData, axis: str, left: int) -> list[str]:
             f'<path d="M{left} {height:.1f}H{left + _PANEL_WIDTH}" stroke="{GRID}"/>',
             f'<text x="{left - 6}" y="{height + 4:.1f}" text-anchor="end">{percent:g}</text>',
         ]
-    name = "bytes on disk" if axis == "size_bytes" else "latency by the device's table"
-    other = "latency" if axis == "size_bytes" else "bytes"
+    other = "latency" if axis.other.latency else "bytes"
     middle = (_TOP + _BOTTOM) / 2
     parts += [
         f'<path d="M{left} {_TOP}V{_BOTTOM}H{left + _PANEL_WIDTH}" fill="none" stroke="{FAINT}"/>',
-        f'<text x="{left + _PANEL_WIDTH / 2}" y="{_BOTTOM + 38}" text-anchor="middle">{name} '
+        f'<text x="{left + _PANEL_WIDTH / 2}" y="{_BOTTOM + 38}" text-anchor="middle">{escape(axis.title)} '
         f"(darker: less {other})</text>",
     ]
     if left == _LEFT:
@@ -80,13 +81,13 @@ def _panel(run: RunData, axis: str, left: int) -> list[str]:
             f'<path d="M{x(bound):.1f} {_TOP}V{_BOTTOM}" stroke="{INK}" stroke-dasharray="4 3"/>',
             f'<text x="{x(bound) - 4:.1f}" y="{_BOTTOM - 6}" text-anchor="end">budget</text>',
         ]
-    for outcome in (entry.outcome for entry in run.entries):
-        cost, accuracy = getattr(outcome, axis), outcome.accuracy
+    for entry in run.entries:
+        cost, accuracy = axis.of_trial(entry), entry.outcome.accuracy
         if accuracy is not None and cost and start <= math.log10(cost) <= stop and 100 * accuracy > bottom_accuracy:
             parts.append(f'<circle cx="{x(cost):.1f}" cy="{y(accuracy):.1f}" r="2" fill="{FAINT}" opacity="0.35"/>')
     parts += _front(run.front, axis, x, y)
     for reference in run.references.values():
-        cx, cy = x(getattr(reference, axis)), y(reference.accuracy)
+        cx, cy = x(axis.of(reference)), y(reference.accuracy)
         parts += [
             f'<path d="M{cx:.1f} {cy - 7:.1f}l7 7l-7 7l-7 -7z" fill="#ffffff" stroke="{INK}" stroke-width="1.6"/>',
             f'<text x="{cx:.1f}" y="{cy + 22:.1f}" text-anchor="middle">{escape(reference.name)}</text>',
@@ -94,20 +95,17 @@ def _panel(run: RunData, axis: str, left: int) -> list[str]:
     return parts
 
 
-def _front(front: Sequence[Measured], axis: str, x: Scale, y: Scale) -> list[str]:
-    other = "latency_ms" if axis == "size_bytes" else "size_bytes"
-    costs = [math.log10(getattr(point, other)) for point in front]
+def _front(front: Sequence[Measured], axis: CostAxis, x: Scale, y: Scale) -> list[str]:
+    costs = [math.log10(axis.other.of(point)) for point in front]
     spread = max(costs, default=0.0) - min(costs, default=0.0)
     parts = []
     for point, cost in zip(front, costs, strict=True):
         height = f"{y(point.accuracy):.1f}"
-        if axis == "latency_ms":
-            low, high = x(point.latency_low_ms), x(point.latency_high_ms)
+        if axis.latency:
+            low, high = (x(end) for end in axis.band(point))
             parts.append(f'<path d="M{low:.1f} {height}H{high:.1f}" stroke="{FAINT}" stroke-width="1.2"/>')
         colour = _colour((cost - min(costs)) / spread if spread else 0.0)
-        parts.append(
-            f'<circle cx="{x(getattr(point, axis)):.1f}" cy="{height}" r="5.5" fill="{colour}" stroke="{INK}"/>'
-        )
+        parts.append(f'<circle cx="{x(axis.of(point)):.1f}" cy="{height}" r="5.5" fill="{colour}" stroke="{INK}"/>')
     return parts
 
 

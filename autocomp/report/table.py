@@ -9,15 +9,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from autocomp.report.figures import percent, points, significant, size, times
-from autocomp.rundir import Measured, RunData
+from autocomp.report.figures import percent, points, provenances, significant, size, times
+from autocomp.rundir import Measured, OnDevice, RunData
 
 
 def front_table(run: RunData) -> Table:
     """Reference rows on top, then the front from the fewest bytes to the most. Fits into 80 columns.
 
-    Where memory was bounded, it stands in the place of how much smaller a file is.
+    Where memory was bounded, it stands in the place of how much smaller a file is. For several devices each has a
+    column of its latency and of how many times faster that is than the float network's.
     """
+    if run.devices:
+        return _several_devices(run)
     with_memory = (run.settings.get("budget") or {}).get("memory_bytes") is not None
     reference = run.float_reference
     # Units stand in the headings: with them in the cells the table is wider than 80 columns.
@@ -36,7 +39,33 @@ def front_table(run: RunData) -> Table:
     return table
 
 
-def _unit_of_time(shown: Sequence[Measured]) -> tuple[str, float]:
+def _several_devices(run: RunData) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("id", no_wrap=True)
+    for heading in ("valid. %", "test %", "Δ test", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    shown = [*run.references.values(), *run.front]
+    units = {name: _unit_of_time([measured.devices[name] for measured in shown]) for name in run.devices}
+    for name, (unit, _) in units.items():
+        # A long name is folded before a figure is.
+        table.add_column(f"{name} {unit}", justify="right", min_width=10, overflow="fold")
+    for measured in shown:
+        is_reference = measured.name in run.references
+        reference = None if measured is run.float_reference else run.float_reference
+        cells = []
+        for name, (_, factor) in units.items():
+            latency = measured.devices[name].latency_ms
+            gain = "" if reference is None else f" {times(reference.devices[name].latency_ms / latency)}"
+            cells.append(significant(latency * factor) + gain)
+        last = is_reference and measured is [*run.references.values()][-1]
+        table.add_row(
+            *_accuracies(measured, reference), size(measured.size_bytes), *cells,
+            style="dim" if is_reference else None, end_section=last,
+        )  # fmt: skip
+    return table
+
+
+def _unit_of_time(shown: Sequence[Measured] | Sequence[OnDevice]) -> tuple[str, float]:
     """The unit in which no latency takes more columns than there are, and how many of it a millisecond has."""
     shortest = min((measured.latency_low_ms for measured in shown), default=1.0)
     return ("µs", 1000.0) if shortest < 0.0995 else ("ms", 1.0)
@@ -56,9 +85,8 @@ def print_front(run: RunData, console: Console) -> None:
 
 def footnotes(run: RunData) -> list[str]:
     notes = []
-    provenances = dict.fromkeys(point.provenance for point in run.front if point.provenance)
-    if provenances:
-        notes.append(f"Latency: {'; '.join(provenances)}.")
+    if sources := provenances(run):
+        notes.append(f"Latency: {'; '.join(sources)}.")
     beyond = max((point.extrapolated_share or 0.0 for point in run.front), default=0.0)
     if beyond >= 0.005:
         notes.append(f"Extrapolated beyond what the table measured: up to {beyond:.0%} of a point's latency.")
@@ -74,25 +102,29 @@ def footnotes(run: RunData) -> list[str]:
 
 
 def _cells(measured: Measured, reference: Measured | None, factor: float, *, with_memory: bool) -> tuple[str, ...]:
-    drop = smaller = faster = None
+    smaller = faster = None
     if reference is not None and measured is not reference:
         smaller = reference.size_bytes / measured.size_bytes
         faster = reference.latency_ms / measured.latency_ms
-        if measured.test_accuracy is not None and reference.test_accuracy is not None:
-            drop = measured.test_accuracy - reference.test_accuracy
     low, high = significant(measured.latency_low_ms * factor), significant(measured.latency_high_ms * factor)
     memory = "" if measured.memory_bytes is None else size(measured.memory_bytes)
     return (
-        measured.name,
-        percent(measured.accuracy).removesuffix(" %"),
-        percent(measured.test_accuracy).removesuffix(" %"),
-        points(drop),
+        *_accuracies(measured, None if measured is reference else reference),
         size(measured.size_bytes),
         memory if with_memory else times(smaller),
         significant(measured.latency_ms * factor),
         f"{low}–{high}",
         times(faster),
     )
+
+
+def _accuracies(measured: Measured, reference: Measured | None) -> tuple[str, str, str, str]:
+    """Name, accuracy on both splits, and what the test split lost against the reference."""
+    drop = None
+    if reference is not None and measured.test_accuracy is not None and reference.test_accuracy is not None:
+        drop = measured.test_accuracy - reference.test_accuracy
+    validation, test = (percent(a).removesuffix(" %") for a in (measured.accuracy, measured.test_accuracy))
+    return measured.name, validation, test, points(drop)
 
 
 def as_document(run: RunData) -> dict[str, Any]:
