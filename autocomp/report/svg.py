@@ -85,7 +85,12 @@ def _panel(run: RunData, axis: CostAxis, left: int) -> list[str]:
         cost, accuracy = axis.of_trial(entry), entry.outcome.accuracy
         if accuracy is not None and cost and start <= math.log10(cost) <= stop and 100 * accuracy > bottom_accuracy:
             parts.append(f'<circle cx="{x(cost):.1f}" cy="{y(accuracy):.1f}" r="2" fill="{FAINT}" opacity="0.35"/>')
-    parts += _front(run.front, axis, x, y)
+
+    def x_inside(value: float) -> float:
+        """A band may reach beyond the panel: it ends at its edge."""
+        return min(max(x(value), left), left + _PANEL_WIDTH)
+
+    parts += _front(run.front, axis, x_inside, y)
     for reference in run.references.values():
         cx, cy = x(axis.of(reference)), y(reference.accuracy)
         parts += [
