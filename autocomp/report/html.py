@@ -25,7 +25,7 @@ from autocomp.report import figures
 from autocomp.report.axes import COLOURS, FAINT, FONT, GRID, INK, CostAxis, accuracy_range, label, ticks
 from autocomp.report.explain import decisions, known_layers, most_useful, summary
 from autocomp.report.figures import provenances
-from autocomp.rundir import REPORT, Measured, RunData, read_run
+from autocomp.rundir import REPORT, Measured, OnDevice, RunData, read_run
 
 #: How many trials without a file the page lists one by one.
 MOST_REASONS = 200
@@ -160,8 +160,7 @@ def _page_data(run: RunData, first: Measured | None) -> dict[str, Any]:
     points = {}
     for point in run.front:
         policy = run.policies.get(point.name)
-        difference, smaller, faster = _against_float(point, run.float_reference)
-        low, high = figures.significant(point.latency_low_ms), figures.milliseconds(point.latency_high_ms)
+        difference, smaller, _ = _against_float(point, run.float_reference)
         points[point.name] = {
             "file": point.file,
             "summary": "" if policy is None else ", ".join(summary(policy, layers)),
@@ -170,9 +169,7 @@ def _page_data(run: RunData, first: Measured | None) -> dict[str, Any]:
                 ["test accuracy", figures.percent(point.test_accuracy)],
                 ["against float, test", f"{figures.points(difference)} points"],
                 ["bytes", f"{point.size_bytes:,} ({figures.times(smaller)} smaller)"],
-                ["latency", f"{figures.milliseconds(point.latency_ms)} ({figures.times(faster)} faster)"],
-                ["latency band", f"{low}–{high}"],
-                *([f"latency on {name}", text] for name, text in _latencies_on(point, run.float_reference)),
+                *map(list, _latencies(point, run.float_reference)),
             ],
             "layers": None
             if policy is None
@@ -189,15 +186,23 @@ def _page_data(run: RunData, first: Measured | None) -> dict[str, Any]:
     }
 
 
-def _latencies_on(point: Measured, reference: Measured | None) -> list[tuple[str, str]]:
-    """(device, latency with its band and gain) on each of several devices."""
+def _latencies(point: Measured, reference: Measured | None) -> list[tuple[str, str]]:
+    """Label and text of a point's latency and its band, on each device."""
+    if not point.devices:
+        faster = None if reference is None else reference.latency_ms / point.latency_ms
+        text = f"{figures.milliseconds(point.latency_ms)} ({figures.times(faster)} faster)"
+        return [("latency", text), ("latency band", _band(point))]
     found = []
     for name, on in point.devices.items():
-        low, high = figures.significant(on.latency_low_ms), figures.milliseconds(on.latency_high_ms)
-        gain = None if reference is None else reference.devices[name].latency_ms / on.latency_ms
-        text = f"{figures.milliseconds(on.latency_ms)} [{low}–{high}]"
-        found.append((name, text if gain is None else f"{text} ({figures.times(gain)} faster)"))
+        faster = None if reference is None else reference.devices[name].latency_ms / on.latency_ms
+        text = f"{figures.milliseconds(on.latency_ms)} ({figures.times(faster)} faster)"
+        found += [(f"latency on {name}", text), ("latency band", _band(on))]
     return found
+
+
+def _band(latency: Measured | OnDevice) -> str:
+    low, high = figures.significant(latency.latency_low_ms), figures.milliseconds(latency.latency_high_ms)
+    return f"{low}–{high}"
 
 
 def _figure(run: RunData, axis: CostAxis) -> go.Figure:
@@ -334,14 +339,13 @@ def _frame(figure: go.Figure, run: RunData, axis: CostAxis, shown: Sequence[Meas
 def _hover(measured: Measured, run: RunData, layers: Sequence[Any]) -> str:
     """Plotly reads a little HTML in hover texts, so names are escaped here too."""
     difference, smaller, _ = _against_float(measured, run.float_reference)
-    low, high = figures.significant(measured.latency_low_ms), figures.significant(measured.latency_high_ms)
     lines = [
         f"<b>{escape(measured.name)}</b>",
         f"{figures.percent(measured.accuracy)} validation",
         f"{figures.percent(measured.test_accuracy)} test"
         + ("" if difference is None else f" ({figures.points(difference)} points)"),
         figures.size(measured.size_bytes) + ("" if smaller is None else f" ({figures.times(smaller)} smaller)"),
-        f"{figures.milliseconds(measured.latency_ms)} [{low}–{high}]",
+        f"{figures.milliseconds(measured.latency_ms)} [{_band(measured)}]",
     ]
     policy = run.policies.get(measured.name)
     if policy is not None and layers:
