@@ -1,9 +1,6 @@
-"""The near end of the scoring process: hand it a file, get back what the runtime computed."""
+"""The near end of the scoring processes: hand them a file, get back what its runtime computed."""
 
-import json
-import os
-import subprocess
-import sys
+import importlib.util
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,62 +11,76 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocomp.compress.trace import Traced
-from autocomp.errors import RunError
+from autocomp.errors import MissingPackage, RunError, UserError
+from autocomp.export.litert_scorer import INTEGER_MARK
 from autocomp.export.scorer import INTEGER_OPERATORS
 from autocomp.policy import Policy
+from autocomp.tflite.schema import EXTRA
+from autocomp.worker import Worker, WorkerDied
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """outputs: (n, …) of the file. executed: layer → operator in the optimized graph. seconds: wall."""
+    """outputs: (n, …) of the file. executed: layer → operator that computes it. seconds: wall."""
 
     outputs: NDArray[np.float32]
     executed: dict[str, str]
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Runtime:
+    """Who runs files of one kind. package: what must be installed for it, and what gets it installed."""
+
+    name: str
+    module: str
+    package: str
+    extra: str
+
+
+#: Suffix of a file → its runtime.
+_RUNTIMES = {
+    ".onnx": _Runtime("ONNX Runtime", "autocomp.export.scorer", "onnxruntime", "onnxruntime"),
+    ".tflite": _Runtime("LiteRT", "autocomp.export.litert_scorer", "ai_edge_litert", EXTRA),
+}
+
+
 class Scorer:
-    """A scoring process that stays alive between files. Use as a context manager."""
+    """Scoring processes, one a runtime, that stay alive between files. Use as a context manager.
+
+    A file that crashes its runtime costs that process, and the next file gets a new one.
+    """
 
     def __init__(self) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="autocomp-score-")
-        environment = dict(os.environ, OMP_NUM_THREADS="1")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "autocomp.export.scorer"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+        self._workers = {suffix: Worker(runtime.module) for suffix, runtime in _RUNTIMES.items()}
 
     def score(self, model: Path, inputs: Path, layers: dict[str, str] | None = None, batch: int = 64) -> Scored:
-        """Run a file on the inputs (n, …) in a .npy file.
+        """Run a file on the inputs (n, …) in a .npy file, by the runtime that its suffix names.
 
-        layers: layer → name of its output tensor, to find it in the optimized graph. RunError if the file does not
-        load or run, with the runtime's reason.
+        layers: layer → name of its output tensor, to find it in an optimized ONNX graph; a .tflite file calls its
+        tensors by the layers themselves. RunError if the file does not load or run, with the runtime's reason.
         """
+        runtime = _RUNTIMES.get(model.suffix)
+        if runtime is None:
+            raise UserError(f"{model.name}: expected a file that ends in {' or '.join(_RUNTIMES)}")
+        if importlib.util.find_spec(runtime.package) is None:
+            raise MissingPackage(runtime.extra, f"running {model.suffix} files")
         outputs = Path(self._scratch.name, "outputs.npy")
         request = {
             "model": str(model), "inputs": str(inputs), "outputs": str(outputs), "batch": batch, "layers": layers or {},
         }  # fmt: skip
-        assert self._process.stdin is not None and self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except OSError:
-            line = ""
-        if not line:
-            raise RunError(f"the scoring process died on {model.name} with code {self._process.wait()}")
-        reply = json.loads(line)
+            reply = self._workers[model.suffix].ask(request)
+        except WorkerDied as death:
+            raise RunError(f"{runtime.name} crashed on {model.name}: {death.reason}") from None
         if not reply["ok"]:
-            raise RunError(f"{model.name} does not run in ONNX Runtime: {reply['error']}")
+            raise RunError(f"{model.name} does not run in {runtime.name}: {reply['error']}")
         return Scored(np.load(outputs), reply["executed"], reply["seconds"])
 
     def close(self) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        for worker in self._workers.values():
+            worker.close()
         self._scratch.cleanup()
 
     def __enter__(self) -> Self:
@@ -86,6 +97,11 @@ def layer_outputs(traced: Traced) -> dict[str, str]:
     return {k.layer: t for k, t in zip(traced.spec.kernels, traced.tensors, strict=True) if k.layer is not None}
 
 
+def runs_integers(operator: str) -> bool:
+    """Whether an operator that a scoring process reported computes on integers."""
+    return operator in INTEGER_OPERATORS or operator.endswith(INTEGER_MARK)
+
+
 def precision_faults(policy: Policy, executed: dict[str, str]) -> list[str]:
     """Layers whose kernel in the optimized graph is not of the precision that the policy chose, a sentence each."""
     faults = []
@@ -93,6 +109,6 @@ def precision_faults(policy: Policy, executed: dict[str, str]) -> list[str]:
         wanted = policy.layer(layer).activation == "int8"
         if not operator:
             faults.append(f"layer {layer} is not in the graph that the runtime executes")
-        elif wanted != (operator in INTEGER_OPERATORS):
+        elif wanted != runs_integers(operator):
             faults.append(f"layer {layer} was to run as {'int8' if wanted else 'float'} and runs as {operator}")
     return faults

@@ -13,8 +13,11 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from autocomp.errors import UserError
 
 INTEGER_OPERATORS = frozenset({
     "QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
@@ -109,17 +112,23 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {"ok": True, "executed": executed, "seconds": time.perf_counter() - started}
 
 
-def main() -> None:
+def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer one JSON line on standard output for each on standard input, until there are no more."""
     # Whatever a library prints must not end up between the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
         try:
             reply = answer(json.loads(line))
+        except UserError as error:
+            reply = {"ok": False, "error": str(error)}
         except Exception as error:  # noqa: BLE001  (the caller decides what a failure means)
-            reply = {"ok": False, "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"}
+            reply = {
+                "ok": False,
+                "error": f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:300]}",
+            }
         print(json.dumps(reply), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve(answer)
