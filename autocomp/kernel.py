@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from autocomp.policy import LayerPolicy, Pattern
+
 #: What a kernel computes in. "tf32": float32 values, multiplied with 10 bits of mantissa on tensor cores.
 #: "fp16_2of4": fp16 with two of any four neighbouring weights zero (2:4), which sparse tensor cores skip.
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "fp16_2of4", "int8"]
@@ -18,12 +20,41 @@ OPS = (
 
 
 @dataclass(frozen=True, slots=True, order=True)
+class WeightCoding:
+    """How the weights of a kernel are coded, for devices on which that decides how fast they arrive.
+
+    bits, sparsity, pattern: as in a LayerPolicy. clusters: levels of the codebook; 0 for none.
+    """
+
+    bits: int = 8
+    clusters: int = 0
+    sparsity: float = 0.0
+    pattern: Pattern = "unstructured"
+
+    @classmethod
+    def of(cls, decision: LayerPolicy) -> "WeightCoding":
+        """The coding of a quantized layer."""
+        if decision.weight_bits is None:
+            raise ValueError("float weights are not coded")
+        return cls(decision.weight_bits, decision.clusters or 0, float(decision.sparsity), decision.pattern)
+
+    @property
+    def decision(self) -> LayerPolicy:
+        """The integer layer that has this coding."""
+        return LayerPolicy(self.bits, "int8", self.sparsity, self.clusters or None, self.pattern)
+
+    def __str__(self) -> str:
+        return str(self.decision).replace("a8", "", 1)  # the kernel says int8 already
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class Kernel:
     """One fused kernel (convolution + bias + activation count as one), batch size 1.
 
     height, width: spatial size of the input; a 1-D signal has height 1, a vector 1×1.
     kernel_h, kernel_w, stride: 1 for what has no window. Padding is "same" (kernel // 2).
     in_channels: channels of the input; of the sum of all inputs for "concat"; of one input for "add", "mul".
+    coding: of its weights, on devices whose kernels differ by it; else None.
     """
 
     op: str
@@ -36,6 +67,7 @@ class Kernel:
     kernel_w: int = 1
     stride: int = 1
     groups: int = 1
+    coding: WeightCoding | None = None
 
     def __post_init__(self) -> None:
         if self.op not in OPS:
@@ -81,4 +113,6 @@ class Kernel:
         stride = f" s{self.stride}" if self.stride > 1 else ""
         groups = f" g{self.groups}" if self.groups > 1 and self.op != "depthwise" else ""
         size = f" @{self.height}x{self.width}" if self.height * self.width > 1 else ""
-        return f"{self.op}{window} {self.in_channels}→{self.out_channels}{stride}{groups}{size} {self.precision}"
+        coding = f" {self.coding}" if self.coding is not None else ""
+        channels = f"{self.in_channels}→{self.out_channels}"
+        return f"{self.op}{window} {channels}{stride}{groups}{size} {self.precision}{coding}"
