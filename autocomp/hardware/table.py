@@ -7,17 +7,20 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
 
 from autocomp.errors import UserError
-from autocomp.kernel import OPS, PRECISIONS, Kernel, Precision
+from autocomp.kernel import OPS, PRECISIONS, Kernel, WeightCoding
+from autocomp.policy import PATTERNS, LayerPolicy
 from autocomp.reading import read_text, shortened
 
-_KEY_COLUMNS = tuple(Kernel.__dataclass_fields__)
-_OPTIONAL = ("repeats",)
+_KEY_COLUMNS = tuple(name for name in Kernel.__dataclass_fields__ if name != "coding")
+#: Further columns, all of a group or none: the coding of weights where kernels differ by it, and the parts of an NPU.
+_CODING = ("weight_bits", "clusters", "sparsity", "pattern")
+_PARTS = ("array_us", "sram_us", "weights_us", "encoded_bytes")
+_OPTIONAL = ("repeats", *_CODING, *_PARTS)
 _WHOLE = re.compile(r"[0-9]{1,8}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{0,40})?([eE][+-]?[0-9]{1,3})?")
 UNITS = ("us", "ms")
@@ -27,16 +30,31 @@ _SLOWEST_US = 1e9
 
 
 @dataclass(frozen=True, slots=True)
+class NpuParts:
+    """How long each part of an NPU is busy with a kernel, in microseconds; they overlap, and the longest decides.
+
+    array_us: the multiply-accumulate array, with its weight decoder. sram_us: feature maps. weights_us: the memory that
+    weights are stored in. encoded_bytes: that the kernel's weights take there, without scales and biases.
+    """
+
+    array_us: float
+    sram_us: float
+    weights_us: float
+    encoded_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Latency:
     """One kernel's latency.
 
     latency_us: microseconds, above 0, at most a thousand seconds. spread_us: half-width of what repeated rounds gave,
-    None where unknown. repeats: number of rounds, None where unknown.
+    None where unknown. repeats: number of rounds, None where unknown. parts: what an NPU is busy with, else None.
     """
 
     latency_us: float
     spread_us: float | None = None
     repeats: int | None = None
+    parts: NpuParts | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.latency_us <= _SLOWEST_US:
@@ -70,12 +88,18 @@ class LatencyTable(Mapping[Kernel, Latency]):
         """The file's text, rows sorted by kernel; `parse` reads it back to an equal table."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*_KEY_COLUMNS, "latency_us", "spread_us", "repeats"])
+        coded = any(kernel.coding is not None for kernel in self._rows)
+        in_parts = any(row.parts is not None for row in self._rows.values())
+        further = (*(_CODING if coded else ()), *(_PARTS if in_parts else ()))
+        writer.writerow([*_KEY_COLUMNS, "latency_us", "spread_us", "repeats", *further])
         for kernel in sorted(self._rows):
             row = self._rows[kernel]
             spread = "" if row.spread_us is None else repr(float(row.spread_us))
             key = [getattr(kernel, column) for column in _KEY_COLUMNS]
-            writer.writerow([*key, repr(float(row.latency_us)), spread, "" if row.repeats is None else row.repeats])
+            fields = [*key, repr(float(row.latency_us)), spread, "" if row.repeats is None else row.repeats]
+            fields += astuple(kernel.coding) if kernel.coding else [""] * len(_CODING) * coded
+            fields += astuple(row.parts) if row.parts else [""] * len(_PARTS) * in_parts
+            writer.writerow(fields)
         return text.getvalue()
 
     def write(self, path: Path) -> None:
@@ -143,6 +167,10 @@ def _check_header(header: list[str], origin: str, unit: str) -> None:
             f"{origin}: unknown columns {shortened(', '.join(map(repr, unknown)))}; "
             f"known: {', '.join(known + _OPTIONAL)}"
         )
+    for group in (_CODING, _PARTS):
+        lacking = [column for column in group if column not in header]
+        if 0 < len(lacking) < len(group):
+            raise UserError(f"{origin}: the header lacks {', '.join(lacking)}, which belong to {', '.join(group)}")
     if len(set(header)) != len(header):
         raise UserError(f"{origin}: a column stands twice in the header: {shortened(','.join(header))}")
 
@@ -168,17 +196,41 @@ def _kernel(values: Mapping[str, str], where: str) -> Kernel:
     if op not in OPS:
         raise UserError(f"{where}: op must be one of {', '.join(OPS)}, got {shortened(op, 40)!r}")
     if precision not in PRECISIONS:
-        raise UserError(
-            f"{where}: precision must be one of {', '.join(PRECISIONS)}, got {shortened(precision, 40)!r}"
-        )
+        raise UserError(f"{where}: precision must be one of {', '.join(PRECISIONS)}, got {shortened(precision, 40)!r}")
     size = {column: _whole(values, column, where) for column in _KEY_COLUMNS[2:]}
     try:
-        kernel = Kernel(op, cast(Precision, precision), **size)
+        kernel = Kernel(op, precision, **size, coding=_coding(values, where))
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     if kernel.in_channels % kernel.groups or kernel.out_channels % kernel.groups:
         raise UserError(f"{where}: {kernel.groups} groups do not divide the channels of {kernel}")
+    if "weight_bits" in values and (kernel.coding is not None) != (kernel.weight_count > 0):
+        raise UserError(f"{where}: weight_bits must be told exactly for what has weights, got {kernel}")
     return kernel
+
+
+def _coding(values: Mapping[str, str], where: str) -> WeightCoding | None:
+    if not values.get("weight_bits", "").strip():
+        return None
+    bits = _whole(values, "weight_bits", where)
+    clusters, sparsity = (_number(values, column, where, positive=False) for column in ("clusters", "sparsity"))
+    if clusters % 1:
+        raise UserError(f"{where}: clusters must be a whole number, 0 for none, got {values['clusters']!r}")
+    pattern = next((known for known in PATTERNS if known == values["pattern"]), None)
+    if pattern is None:
+        came = shortened(values["pattern"], 40)
+        raise UserError(f"{where}: pattern must be one of {', '.join(PATTERNS)}, got {came!r}")
+    try:
+        return WeightCoding.of(LayerPolicy(bits, "int8", sparsity, int(clusters) or None, pattern))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _parts(values: Mapping[str, str], where: str) -> NpuParts | None:
+    if not values.get("array_us", "").strip():
+        return None
+    array, sram, weights, encoded = (_number(values, column, where, positive=False) for column in _PARTS)
+    return NpuParts(array, sram, weights, int(encoded))
 
 
 def _latency(values: Mapping[str, str], unit: str, where: str) -> Latency:
@@ -189,6 +241,6 @@ def _latency(values: Mapping[str, str], unit: str, where: str) -> Latency:
         spread = _number(values, f"spread_{unit}", where, positive=False) * factor
     repeats = _whole(values, "repeats", where) if values.get("repeats", "").strip() else None
     try:
-        return Latency(latency, spread, repeats)
+        return Latency(latency, spread, repeats, _parts(values, where))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
