@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
@@ -26,11 +25,11 @@ from autocomp.errors import UserError
 from autocomp.export.writer import OnnxWriter
 from autocomp.hardware.cost import network_kernels
 from autocomp.hardware.estimator import LatencyModel
-from autocomp.hardware.host import host_table
 from autocomp.hardware.kernel_models import kernel_model
+from autocomp.hardware.latencies import known_latencies
+from autocomp.hardware.local import LocalDevice, local_device
 from autocomp.hardware.profile import HardwareProfile
 from autocomp.hardware.profiling.chains import REFERENCE
-from autocomp.hardware.runner import AGREE, BoundModel, cpu_name
 from autocomp.kernel import Kernel
 from autocomp.network import NetworkSpec
 from autocomp.policy import INT8, Policy
@@ -48,7 +47,7 @@ BASES = (
 #: Share of the layers that run as int8, network by network; the first two of each base are not pruned.
 _INT8_SHARES = (0.0, 1.0, 0.5, 0.8, 0.2)
 _WHOLE, _FEWEST_KEPT = 2, 0.4
-_ROUNDS, _CALLS = 20, 5
+_ROUNDS = 20
 _WITHIN = 0.1
 
 
@@ -81,11 +80,16 @@ class Timed:
 
 @dataclass(frozen=True)
 class Check:
-    """What a check came to. reference_drift: of the reference kernel over the rounds, a fraction."""
+    """What a check came to. reference_drift: of the reference kernel over the rounds, a fraction.
+
+    processor: what the networks were timed on. runtime: version of ONNX Runtime.
+    """
 
     networks: tuple[Timed, ...]
     reference_drift: float
     rows: int
+    processor: str
+    runtime: str
 
     def document(self) -> dict[str, Any]:
         """Errors in percent, shares as fractions; see `score`."""
@@ -106,8 +110,8 @@ class Check:
             },
             "table_rows": self.rows,
             "reference_drift": round(self.reference_drift, 3),
-            "cpu": cpu_name(),
-            "runtime": f"onnxruntime {onnxruntime.__version__}",
+            "processor": self.processor,
+            "runtime": f"onnxruntime {self.runtime}",
             "date": date.today().isoformat(),
             "each": [{**asdict(network), "error": network.error} for network in networks],
         }
@@ -138,14 +142,14 @@ def left_out_fit(sizes: Floats, us: Floats) -> Floats:
 def check_host(profile: HardwareProfile, networks: int, display: Display, *, seed: int = 0) -> Check:
     """Check the table of this machine on so many networks, the same for one `seed`.
 
-    UserError where `profile` is not this machine, or nothing was measured on it yet.
+    UserError where `profile` is not this machine or not at hand, or nothing was measured on it yet.
     """
     if not profile.on_the_spot:
         raise UserError(
             f"{profile.name} is not this machine ({profile.device}), so networks cannot be timed for it here; "
             f"its profile says how far off it is: autocomp hw show {profile.name}"
         )
-    table = host_table()
+    device, table = local_device(profile), known_latencies(profile)
     if not table:
         raise UserError(
             f"nothing was measured on this machine yet: autocomp profile {profile.name} --space efficientnet_lite0"
@@ -154,9 +158,10 @@ def check_host(profile: HardwareProfile, networks: int, display: Display, *, see
     model = LatencyModel.from_table(table, profile.calibration)
     with TemporaryDirectory(prefix="autocomp-check-") as folder:
         subjects = list(make_subjects(profile, networks, seed, Path(folder), display))
-        times, reference = time_subjects(subjects, display)
-    timed = tuple(_timed(subject, rounds, model) for subject, rounds in zip(subjects, times, strict=True))
-    return Check(timed, float(np.median(reference) / np.min(reference) - 1), len(table))
+        times, reference = time_subjects(subjects, device, display)
+    timed = tuple(_timed(subject, rounds, device, model) for subject, rounds in zip(subjects, times, strict=True))
+    drift = float(np.median(reference) / np.min(reference) - 1)
+    return Check(timed, drift, len(table), device.machine.processor, device.machine.onnxruntime)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,43 +213,36 @@ def _write(traced: Traced, writer: OnnxWriter, policy: Policy, path: Path) -> in
     return writer.write(network.freeze(), path)
 
 
-def time_subjects(subjects: Sequence[Subject], display: Display) -> tuple[list[list[float]], list[float]]:
-    """Microseconds of each network, round by round, and of the reference kernel in the same rounds.
-
-    A network is called several times in a row: what it takes right after another one has no place in a latency.
-    """
+def time_subjects(
+    subjects: Sequence[Subject], device: LocalDevice, display: Display
+) -> tuple[list[list[float]], list[float]]:
+    """Microseconds of each network on `device`, round by round, and of the reference kernel in the same rounds."""
     rng = np.random.default_rng(0)
     models = [
-        BoundModel(str(subject.path), rng.standard_normal((1, *subject.input_shape)).astype(np.float32))
+        device.bind(str(subject.path), rng.standard_normal((1, *subject.input_shape)).astype(np.float32))
         for subject in subjects
     ]
-    reference_model = BoundModel(kernel_model(REFERENCE, 2))
+    time_reference = device.bind(kernel_model(REFERENCE, 2), None)
     times: list[list[float]] = [[] for _ in models]
     reference: list[float] = []
     display.phase("timing networks", total=_ROUNDS)
     for done in range(_ROUNDS):
-        for model, rounds in zip(models, times, strict=True):
-            model.fastest_us(1)
-            rounds.append(model.fastest_us(_CALLS))
-        reference.append(reference_model.fastest_us(_CALLS))
+        for time_model, rounds in zip(models, times, strict=True):
+            rounds.append(time_model())
+        reference.append(time_reference())
         display.advance(done + 1)
     return times, reference
 
 
-def undisturbed(rounds: Sequence[float]) -> float:
-    """As the kernels are timed: see `hardware.runner`."""
-    return float(np.sort(rounds)[AGREE - 1])
-
-
-def _timed(subject: Subject, rounds: Sequence[float], model: LatencyModel) -> Timed:
+def _timed(subject: Subject, rounds: list[float], device: LocalDevice, model: LatencyModel) -> Timed:
     estimate = model.predict(subject.kernels)
     operators = [replace(k, precision="fp32") for k in subject.kernels if k.op not in ("quantize", "dequantize")]
     total, low, high = estimate.total_us
     # The same file timed twice, as it were.
-    first, second = (undisturbed(half) for half in (rounds[: len(rounds) // 2], rounds[len(rounds) // 2 :]))
+    first, second = (device.typical(half) for half in (rounds[: len(rounds) // 2], rounds[len(rounds) // 2 :]))
     return Timed(
         subject.name, len(subject.kernels), sum(k.precision == "int8" for k in subject.kernels), subject.macs,
-        subject.size_bytes, undisturbed(rounds), (first, second), total,
+        subject.size_bytes, device.typical(rounds), (first, second), total,
         low, high, float(model.predict(operators).us.sum()),
         float(estimate.us[estimate.extrapolated].sum()) / total,
     )  # fmt: skip

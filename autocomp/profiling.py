@@ -1,8 +1,6 @@
 """Filling a device's table: on this machine, by a bundle for a board, or on a board through SSH."""
 
 import datetime
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,21 +8,18 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import onnxruntime
-
 from autocomp.display import Display
 from autocomp.errors import UserError
-from autocomp.hardware.host import host_table_path, measure_batch
+from autocomp.hardware.local import LocalDevice, local_device
 from autocomp.hardware.profile import HardwareProfile
 from autocomp.hardware.profiling.bundle import write_bundle
-from autocomp.hardware.profiling.derived import Machine, check_target, write_profile
+from autocomp.hardware.profiling.derived import check_target, write_profile
 from autocomp.hardware.profiling.fill import Filling, Measure, Tier, fill
 from autocomp.hardware.profiling.growing import GrowingTable
 from autocomp.hardware.profiling.planning import informative_order
 from autocomp.hardware.profiling.results import Imported, import_results
 from autocomp.hardware.profiling.ssh import Board, check_board, measure_on
 from autocomp.hardware.profiling.summary import Summary, summarize
-from autocomp.hardware.runner import cpu_name
 from autocomp.hardware.table import LatencyTable
 from autocomp.tasks.reach import Reach, reach
 
@@ -101,7 +96,7 @@ def measure_here(
     fresh: bool = False,
     out: Path | None = None,
     name: str | None = None,
-    measure: Measure = measure_batch,
+    measure: Measure | None = None,
     folder: Path | None = None,
 ) -> Measurement:
     """Measures this machine for `minutes` in all: kernels of the subject's space, then what widens the table.
@@ -109,8 +104,8 @@ def measure_here(
     In the time that the space leaves, come the same layers with channel counts in between (odd ones, too), then
     networks of other families: pruned networks are made of such kernels. What the table has is never measured again;
     `fresh` discards it before, `resume` demands it. began: when the time began, by `time.monotonic`; now by default.
-    folder: of the tables, for tests.
-    UserError where `profile` is not this machine, and for a subject that names no network.
+    measure, folder: what measures, and of the tables, for tests.
+    UserError where `profile` is not this machine or not at hand, and for a subject that names no network.
     """
     seconds = 60 * (DEFAULT_MINUTES if minutes is None else minutes)
     began = time.monotonic() if began is None else began
@@ -123,7 +118,8 @@ def measure_here(
     target = name or profile.name
     if out is not None:
         check_target(target, out)
-    path = host_table_path(folder)
+    device = local_device(profile, folder)
+    path, measure = device.table, measure or device.measure
     if resume and not path.exists():
         raise UserError(f"--resume: nothing was measured on this machine yet ({path}); leave --resume away")
     ours = reach(profile, subject.space, subject.network, subject.task, display)
@@ -138,6 +134,7 @@ def measure_here(
         tiers = [
             Tier("measuring what the space reaches", ours.kernels),
             Tier("measuring channel counts in between", ours.between(_OWN_VARIANTS)),
+            Tier("measuring what else the device runs", device.in_other_precisions(ours.kernels)),
         ]
         fill(table, tiers, max(1.0, end - time.monotonic()), measure, display, filling=filling)
         for wider in _wider(profile, ours, end, display):
@@ -149,7 +146,7 @@ def measure_here(
     summary = None
     if table.table and not interrupted:
         summary = summarize(table.table, ours.kernels, profile.calibration)
-    copy = _copy(profile, target, out, table.table, ours) if out is not None and len(table.table) else None
+    copy = _copy(profile, device, target, out, table.table, ours) if out is not None and len(table.table) else None
     return Measurement(path, known, filling, time.monotonic() - began, interrupted, summary, copy)
 
 
@@ -164,17 +161,21 @@ def _wider(profile: HardwareProfile, ours: Reach, end: float, display: Display) 
         yield Tier(f"widening the table by {name}", traced[name].between(_WIDER_VARIANTS, seed))
 
 
-def _copy(profile: HardwareProfile, name: str, out: Path, table: LatencyTable, ours: Reach) -> Path:
-    cpu = cpu_name()
-    device = f"{cpu}, {platform.machine()}, {os.cpu_count()} cores"
+def _copy(
+    profile: HardwareProfile, device: LocalDevice, name: str, out: Path, table: LatencyTable, ours: Reach
+) -> Path:
     measured = sum(kernel in table for kernel in ours.kernels)
     coverage = f"{len(table)} kernels, {measured} of the {len(ours.kernels)} of {ours.name}"
-    machine = Machine(cpu, device, onnxruntime.__version__, profile.threads)
-    return write_profile(profile, name, out, table, machine, coverage, datetime.date.today())[0]
+    return write_profile(profile, name, out, table, device.machine, coverage, datetime.date.today())[0]
 
 
 def make_bundle(profile: HardwareProfile, subject: Subject, out: Path, display: Display) -> int:
-    """Writes the bundle for a board of the profile's kind to `out`; returns the number of its kernels."""
+    """Writes the bundle for a board of the profile's kind to `out`; returns the number of its kernels.
+
+    UserError for a GPU: the runner of a bundle measures a CPU.
+    """
+    if profile.cuda_device is not None:
+        raise UserError(f"{profile.name}: a bundle measures a CPU; run autocomp profile {profile.name} beside the GPU")
     ours = reach(profile, subject.space, subject.network, subject.task, display)
     display.phase("writing the bundle", detail=str(out))
     order = informative_order(ours.kernels, LatencyTable({}))

@@ -36,7 +36,7 @@ def test_a_regression_does_not_see_the_network_that_it_is_asked_for() -> None:
 def test_only_this_machine_can_be_checked_and_only_once_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="mobile_arm is not this machine"):
         check_host(find_profile("mobile_arm"), 5, QuietDisplay())
-    monkeypatch.setattr(check, "host_table", lambda: LatencyTable({}))
+    monkeypatch.setattr(check, "known_latencies", lambda profile: LatencyTable({}))
     with pytest.raises(UserError, match="autocomp profile host_cpu"):
         check_host(HOST, 5, QuietDisplay())
 
@@ -54,7 +54,8 @@ def test_a_check_of_small_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
     kernels = {kernel for subject in subjects for kernel in subject.kernels}
     twins = {replace(k, precision="fp32") for k in kernels if k.op not in ("quantize", "dequantize")}
-    monkeypatch.setattr(check, "host_table", lambda: LatencyTable({k: Latency(true_us(k)) for k in kernels | twins}))
+    table = LatencyTable({kernel: Latency(true_us(kernel)) for kernel in kernels | twins})
+    monkeypatch.setattr(check, "known_latencies", lambda profile: table)
     found = check_host(HOST, 5, QuietDisplay()).document()
     assert found["networks"] == 5
     for network, subject in zip(found["each"], subjects, strict=True):

@@ -50,7 +50,7 @@ def show(name: str, *, kernel: str | None = None, plot: Path | None = None, json
         raise UserError(f"--plot: expected the name of an .html file, got {plot}")
     from autocomp.hardware.channel_sweep import ChannelSweep, curve
     from autocomp.hardware.estimator import LatencyModel
-    from autocomp.hardware.latencies import known_latencies
+    from autocomp.hardware.latencies import check_latencies, known_latencies
     from autocomp.hardware.profile import find_profile
     from autocomp.report.device import document, print_curve, print_device
 
@@ -62,6 +62,7 @@ def show(name: str, *, kernel: str | None = None, plot: Path | None = None, json
         model = LatencyModel.from_table(table, profile.calibration)
         shown = curve(sweep or ChannelSweep.fullest(table), table, model)
     elif sweep is not None or plot is not None:
+        check_latencies(profile)
         raise UserError(f"{name} has no latencies yet to draw: measure them first with autocomp profile {name}")
     if shown is not None and plot is not None:
         from autocomp.report.latency_plot import write_plot
@@ -91,7 +92,7 @@ def check(
     Parameters
     ----------
     name
-        host_cpu: only on the device itself can networks be timed.
+        host_cpu, host_gpu or gpu_h100: only on the device itself can networks be timed.
     networks
         How many networks.
     seed
@@ -144,11 +145,12 @@ def compare(
     is_file = target is not None and is_network_file(target)
     settings = None if is_file else search_settings(options, names[0])
     policy = None if is_file or target is None else read_policy(target)
+    from autocomp.hardware.latencies import check_latencies
     from autocomp.hardware.profile import find_profile
 
     profiles = [find_profile(name) for name in names]
     for profile in profiles:
-        _ = profile.latencies  # a fault in a table is worth knowing before the network is built
+        check_latencies(profile)
     from autocomp import estimate as estimates
     from autocomp.report.estimate import comparison, print_comparison
     from autocomp.report.progress import make_display

@@ -31,7 +31,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -130,6 +130,24 @@ def _flushed() -> Any:
     return np.ones(FLUSHED_BYTES // 4, np.float32)
 
 
+class TimedInRounds(Protocol):
+    """What `time_in_rounds` times. `Chains` is one."""
+
+    def time_once(self) -> None:
+        """One round."""
+        ...
+
+    @property
+    def settled(self) -> bool:
+        """Whether further rounds would not tell more."""
+        ...
+
+    @property
+    def timing(self) -> Timing:
+        """By the rounds so far."""
+        ...
+
+
 class Chains:
     """A short and a long chain of one kernel. more: copies that the long one has more."""
 
@@ -163,8 +181,8 @@ class Chains:
 
 
 def time_in_rounds(
-    chains: Mapping[Key, Chains],
-    reference: Chains,
+    chains: Mapping[Key, TimedInRounds],
+    reference: TimedInRounds,
     deadline: float = float("inf"),
     clock: Clock = time.monotonic,
 ) -> Iterator[tuple[Key, Timing, Timing]]:

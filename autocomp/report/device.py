@@ -59,7 +59,7 @@ def document(profile: HardwareProfile, table: LatencyTable, shown: Curve | None)
 
 
 def print_list(devices: Sequence[tuple[HardwareProfile, LatencyTable]], console: Console) -> None:
-    """A line for each device, and a warning for each whose table is stale."""
+    """A line for each device, a warning for each whose table is stale, and one for each GPU that was not measured."""
     table = plain_table("name", "device", "latencies", ">kernels", "runtime")
     for profile, latencies in devices:
         row = summary(profile, latencies)
@@ -70,6 +70,9 @@ def print_list(devices: Sequence[tuple[HardwareProfile, LatencyTable]], console:
     for profile, _ in devices:
         if profile.staleness is not None:
             line(console, f"Stale: {profile.staleness}.")
+    for profile, latencies in devices:
+        if not latencies and profile.cuda_device is not None:
+            line(console, _without_table(profile))
 
 
 def print_device(profile: HardwareProfile, table: LatencyTable, console: Console) -> None:
@@ -157,7 +160,10 @@ def _print_executes(profile: HardwareProfile, console: Console) -> None:
 def _print_coverage(profile: HardwareProfile, table: LatencyTable, console: Console) -> None:
     if not table:
         heading(console, "No kernel was measured yet")
-        line(console, f"Measure this machine: autocomp profile {profile.name} --minutes 10")
+        if profile.cuda_device is not None:
+            line(console, _without_table(profile))
+        else:
+            line(console, f"Measure this machine: autocomp profile {profile.name} --minutes 10")
         return
     heading(console, f"{len(table):,} kernels in the table")
     shown = plain_table("kernel", "", ">rows", ">in", ">out", ">side", ">window", ">µs")
@@ -172,6 +178,12 @@ def _print_coverage(profile: HardwareProfile, table: LatencyTable, console: Cons
     for name, value in profile.calibration.items():
         figures.add_row(Text(name.replace("_", " "), style="dim"), f"{value:g}")
     console.print(figures)
+
+
+def _without_table(profile: HardwareProfile) -> str:
+    """One sentence about a GPU that was not measured."""
+    gpu = f"an {profile.cuda_device}" if profile.cuda_device else "a CUDA GPU"
+    return f"{profile.name} ships without a table: autocomp profile {profile.name} fills one on a machine with {gpu}."
 
 
 def _version(profile: HardwareProfile) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from scipy.stats import spearmanr
 
-from autocomp.check import undisturbed
+from autocomp.hardware.local import undisturbed
 from autocomp.hardware.runner import BoundModel
 from autocomp.rundir import read_run
 

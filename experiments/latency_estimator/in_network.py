@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from autocomp.check import make_subjects, score, time_subjects, undisturbed
+from autocomp.check import make_subjects, score, time_subjects
 from autocomp.display import QuietDisplay
 from autocomp.hardware.host import time_kernels
+from autocomp.hardware.local import local_device
 from autocomp.hardware.profile import find_profile
 from autocomp.hardware.profiling.chains import IN_NETWORK_US, coldness
 from autocomp.hardware.runner import BATCH, Timing, cpu_name
@@ -33,11 +34,11 @@ def main() -> None:
     parser.add_argument("--scan", action="store_true", help="try other constants")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        subjects = list(
-            make_subjects(find_profile("host_cpu"), arguments.networks, arguments.seed, Path(folder), QuietDisplay())
-        )
-        rounds, _ = time_subjects(subjects, QuietDisplay())
-    whole = np.array([undisturbed(times) for times in rounds])
+        host = find_profile("host_cpu")
+        device = local_device(host)
+        subjects = list(make_subjects(host, arguments.networks, arguments.seed, Path(folder), QuietDisplay()))
+        rounds, _ = time_subjects(subjects, device, QuietDisplay())
+    whole = np.array([device.typical(times) for times in rounds])
     kernels = sorted({kernel for subject in subjects for kernel in subject.kernels})
     order = [kernels[i] for i in np.random.default_rng(0).permutation(len(kernels))]
     timings: dict[Kernel, Timing] = {}

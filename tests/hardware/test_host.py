@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from autocomp.errors import UserError
-from autocomp.hardware.host import ensure_host_table, host_table, host_table_path
+from autocomp.hardware.host import host_table_path
 from autocomp.hardware.profiling.chains import REFERENCE, rough_us
 from autocomp.hardware.profiling.fill import Measured
+from autocomp.hardware.profiling.on_demand import ensure_table
 from autocomp.hardware.table import Latency, LatencyTable
 from autocomp.kernel import Kernel
 
@@ -35,7 +36,7 @@ class Stopwatch:
 def ensure(
     stopwatch: Stopwatch, folder: Path, kernels: Sequence[Kernel] = KERNELS, seconds: float = 1000
 ) -> LatencyTable:
-    return ensure_host_table(kernels, seconds, folder=folder, measure=stopwatch.measure, clock=stopwatch.clock)
+    return ensure_table(host_table_path(folder), kernels, stopwatch.measure, seconds, clock=stopwatch.clock)
 
 
 def test_all_kernels_are_measured_once_and_remembered(tmp_path: Path) -> None:
@@ -65,8 +66,8 @@ def test_an_interruption_loses_nothing_that_was_measured(tmp_path: Path) -> None
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ensure_host_table(KERNELS, 1000, folder=tmp_path, measure=interrupted, clock=stopwatch.clock)
-    assert set(host_table(tmp_path)) == {*stopwatch.seen, REFERENCE}
+        ensure_table(host_table_path(tmp_path), KERNELS, interrupted, 1000, clock=stopwatch.clock)
+    assert set(LatencyTable.read(host_table_path(tmp_path))) == {*stopwatch.seen, REFERENCE}
 
 
 def test_a_slower_clock_is_corrected_by_the_reference_kernel(tmp_path: Path) -> None:
@@ -91,21 +92,17 @@ def test_a_kernel_that_was_disturbed_is_measured_again(tmp_path: Path) -> None:
             slow = kernel == victim and stopwatch.seen.count(victim) == 1
             yield Measured(kernel, Latency(5 * latency.latency_us) if slow else latency, reference_us)
 
-    table = ensure_host_table(KERNELS, 1000, folder=tmp_path, measure=disturbed, clock=stopwatch.clock)
+    table = ensure_table(host_table_path(tmp_path), KERNELS, disturbed, 1000, clock=stopwatch.clock)
     assert table[victim].latency_us == pytest.approx(rough_us(victim))
     assert stopwatch.seen.count(victim) == 2
 
 
 def test_progress_counts_to_the_end(tmp_path: Path) -> None:
     stopwatch, calls = Stopwatch(), []
-    ensure_host_table(
-        KERNELS,
-        1000,
-        lambda *call: calls.append(call),
-        folder=tmp_path,
-        measure=stopwatch.measure,
+    ensure_table(
+        host_table_path(tmp_path), KERNELS, stopwatch.measure, 1000, lambda *call: calls.append(call),
         clock=stopwatch.clock,
-    )
+    )  # fmt: skip
     assert [done for done, _, _ in calls] == sorted({done for done, _, _ in calls})
     assert calls[-1][:2] == (len(KERNELS), len(KERNELS))
 

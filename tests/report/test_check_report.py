@@ -13,7 +13,7 @@ def timed(name: str, us: float, estimate_us: float) -> Timed:
 def test_the_worst_network_comes_first_and_the_guesses_stand_beside() -> None:
     networks = (timed("good", 1000.0, 1010.0), timed("bad", 1500.0, 1200.0), timed("fair", 1000.0, 1050.0))
     console = Console(width=80, record=True, color_system=None)
-    print_check(Check(networks, 0.01, 4321), console)
+    print_check(Check(networks, 0.01, 4321, "a CPU", "1.32.0"), console)
     text = console.export_text()
     order = [text.index(name) for name in ("bad", "fair", "good")]
     assert order == sorted(order)

@@ -49,7 +49,8 @@ def test_a_device_is_shown_with_all_that_it_says(name: str, width: int) -> None:
         assert " ".join(fact.split()) in text
     for constraint in profile.constraints:
         assert reason(CONSTRAINTS[constraint]) in text
-    assert "conv, depthwise, linear 2–7 int8 int8 bytes and time [1]" in text
+    executes = "float float fp32 nothing [1]" if profile.cuda_device is not None else "2–7 int8 int8 bytes and time [1]"
+    assert f"conv, depthwise, linear {executes}" in text
     assert "6 kernels in the table" in text
     assert "conv int8 5 96 8–128 14 1" in text
     assert f"relative error {profile.calibration['relative_error']:g}" in text
@@ -59,6 +60,15 @@ def test_a_machine_that_was_not_measured_says_how_to(shown: Curve) -> None:
     lines = printed(print_device, find_profile("host_cpu"), LatencyTable({}))
     assert "No kernel was measured yet" in lines
     assert "Measure this machine: autocomp profile host_cpu --minutes 10" in lines
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("gpu_h100", "an H100"), ("host_gpu", "a CUDA GPU")])
+def test_a_gpu_that_was_not_measured_ships_without_a_table_and_says_so(name: str, gpu: str) -> None:
+    profile = find_profile(name)
+    said = f"{name} ships without a table: autocomp profile {name} fills one on a machine with {gpu}."
+    for lines in (printed(print_device, profile, LatencyTable({})), printed(print_list, [(profile, LatencyTable({}))])):
+        assert said in " ".join(lines)
+    assert "ships without" not in " ".join(printed(print_list, [(profile, TABLE)]))
 
 
 def test_a_stale_table_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,17 @@ _MARK = "# Written by `autocomp profile`.\n"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a table was measured on. device: the CPU with its architecture and cores. onnxruntime: version."""
+    """What a table was measured on.
 
-    cpu: str
+    processor: its name. device: the processor with its architecture and cores. onnxruntime: version. details: what
+    else its latencies depend on.
+    """
+
+    processor: str
     device: str
     onnxruntime: str
     threads: int
+    details: str = ""
 
 
 def check_target(name: str, out: Path) -> None:
@@ -51,27 +56,29 @@ def write_profile(
 ) -> tuple[Path, Path]:
     """Writes `name`.yaml and its table `name`.csv to the folder `out`; returns both paths.
 
-    coverage: which kernels were measured, in words. The band is that of host_cpu, which is measured by the same code
-    and held against whole networks. UserError as by `check_target`.
+    coverage: which kernels were measured, in words. The band of a board is that of host_cpu, which is measured by the
+    same code and held against whole networks. UserError as by `check_target`.
     """
     check_target(name, out)
-    document = base.model_dump() | {
+    band = base if base.on_the_spot else find_profile("host_cpu")
+    how = machine.details or f"{machine.threads} thread"
+    document = base.model_dump(exclude_none=True, exclude={"cuda_device"}) | {
         "name": name,
-        "title": machine.cpu,
+        "title": machine.processor,
         "device": machine.device,
-        "core": machine.cpu,
+        "core": machine.processor,
         "runtime": {"name": "onnxruntime", "version": machine.onnxruntime},
         "threads": machine.threads,
         "provenance": {
             "kind": "measured",
-            "text": f"ONNX Runtime {machine.onnxruntime} kernels measured on {machine.cpu}, {machine.threads} thread, "
+            "text": f"ONNX Runtime {machine.onnxruntime} kernels measured on {machine.processor}, {how}, "
             f"difference of two chain lengths; {coverage}",
             "date": date,
         },
         "unit": "us",
         "table": f"{name}.csv",
         "rows": len(table),
-        "calibration": {"relative_error": find_profile("host_cpu").calibration["relative_error"]},
+        "calibration": {"relative_error": band.calibration["relative_error"]},
     }
     text = _MARK + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
     HardwareProfile.parse(text, f"profile {name}")  # as strict as it will be read

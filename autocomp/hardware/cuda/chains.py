@@ -1,0 +1,167 @@
+"""The calls of a CUDA device: chains of a kernel as CUDA graphs, timed by events.
+
+Not one line of this module has run on a GPU yet; docs/gpu.md says what that leaves unproven.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime
+
+from autocomp.hardware.cuda.gpu import PROVIDER, Gpu
+from autocomp.hardware.cuda.precisions import BY_ONNX_RUNTIME
+from autocomp.hardware.cuda.timing import Replay, ReplayedChains, chain_copies
+from autocomp.hardware.kernel_models import kernel_model
+from autocomp.hardware.runner import input_values, single_thread_options
+from autocomp.kernel import Kernel
+
+if TYPE_CHECKING:
+    import torch
+
+#: Before a graph is captured, the libraries choose their algorithms and take their memory.
+_WARM_UP = 3
+
+
+class Stopwatch:
+    """Times what is queued on the device, with its second-level cache full of something else before."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        import torch
+
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._other = torch.empty(2 * max(gpu.l2_bytes, 1), dtype=torch.uint8, device="cuda")
+        self._start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def device_us(self, queue: Callable[[], object]) -> float:
+        """Microseconds that the device takes for what `queue` puts into `stream`.
+
+        Filling the cache takes the device longer than queueing takes the processor, so none of that is timed.
+        """
+        import torch
+
+        with torch.cuda.stream(self.stream):
+            self._other.zero_()
+            self._start.record(self.stream)
+            queue()
+            self._end.record(self.stream)
+        self._end.synchronize()
+        return float(self._start.elapsed_time(self._end)) * 1000.0
+
+
+#: One for all chains of a device: it holds memory twice the size of the cache.
+stopwatch_of = cache(Stopwatch)
+
+
+class OnnxReplay:
+    """An ONNX model as ONNX Runtime's CUDA provider executes it, in a CUDA graph.
+
+    model: serialized, or the path of a file. values: for its input; drawn where there are none. Loading fails if any
+    operator would run on the CPU.
+    """
+
+    def __init__(self, model: bytes | str, stopwatch: Stopwatch, *, tf32: bool = False, values: Any = None) -> None:
+        options = single_thread_options()
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        provider = {
+            "device_id": "0", "enable_cuda_graph": "1", "use_tf32": str(int(tf32)),
+            "user_compute_stream": str(stopwatch.stream.cuda_stream),
+        }  # fmt: skip
+        self._stopwatch = stopwatch
+        self._session = onnxruntime.InferenceSession(model, options, [(PROVIDER, provider)])
+        if self._session.get_providers()[0] != PROVIDER:
+            raise RuntimeError(f"{PROVIDER} does not load: its CUDA or cuDNN libraries are not found")
+        source, result = self._session.get_inputs()[0], self._session.get_outputs()[0]
+        if values is None:
+            values = input_values(source.type, source.shape)
+        self._binding = self._session.io_binding()
+        self._binding.bind_ortvalue_input(source.name, onnxruntime.OrtValue.ortvalue_from_numpy(values, "cuda", 0))
+        self._binding.bind_output(result.name, "cuda", 0)
+        self._run()
+        # A graph reads and writes where it did when it was captured.
+        self._binding.bind_ortvalue_output(result.name, self._binding.get_outputs()[0])
+        for _ in range(_WARM_UP):
+            self._run()
+
+    def replay_us(self) -> float:
+        return self._stopwatch.device_us(self._run)
+
+    def _run(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+
+class TorchReplay:
+    """Copies of a kernel as torch executes them, in a CUDA graph."""
+
+    def __init__(self, kernel: Kernel, copies: int, stopwatch: Stopwatch) -> None:
+        import torch
+
+        self._stopwatch = stopwatch
+        source = _input(kernel)
+        calls = [_call(kernel, source) for _ in range(copies)]
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=True):
+            with torch.cuda.stream(stopwatch.stream):
+                for _ in range(_WARM_UP):
+                    for call in calls:
+                        call()
+            stopwatch.stream.synchronize()
+            with torch.cuda.graph(self._graph, stream=stopwatch.stream):
+                for call in calls:
+                    call()
+        self._kept = (source, calls)  # the graph holds addresses, not tensors
+
+    def replay_us(self) -> float:
+        return self._stopwatch.device_us(self._graph.replay)
+
+
+def _input(kernel: Kernel) -> "torch.Tensor":
+    """(positions, channels) for a linear layer; (1, channels, height, width), channels last in memory, for others."""
+    import torch
+
+    if kernel.precision == "int8":
+        return torch.ones((kernel.height * kernel.width, kernel.in_channels), dtype=torch.int8, device="cuda")
+    dtype = torch.bfloat16 if kernel.precision == "bf16" else torch.float16
+    if kernel.op == "linear":
+        return torch.ones((kernel.height * kernel.width, kernel.in_channels), dtype=dtype, device="cuda")
+    image = torch.ones((1, kernel.in_channels, kernel.height, kernel.width), dtype=dtype, device="cuda")
+    return image.to(memory_format=torch.channels_last)
+
+
+def _call(kernel: Kernel, source: "torch.Tensor") -> Callable[[], "torch.Tensor"]:
+    """One copy, with weights of its own."""
+    import torch
+    from torch.nn import functional
+
+    out, into = kernel.out_channels, kernel.in_channels // kernel.groups
+    if kernel.precision == "int8":
+        integers = torch.randint(-127, 128, (out, into), dtype=torch.int8, device="cuda")
+        return lambda: torch._int_mm(source, integers.t())
+    bias = torch.zeros(out, dtype=source.dtype, device="cuda")
+    if kernel.op == "linear":
+        weight = torch.randn((out, into), dtype=source.dtype, device="cuda")
+        if kernel.precision == "fp16_2of4":
+            mask = torch.tensor([True, True, False, False], device="cuda").repeat(out, into // 4)
+            weight = torch.sparse.to_sparse_semi_structured(weight * mask)
+        return lambda: functional.linear(source, weight, bias)
+    shape = (out, into, kernel.kernel_h, kernel.kernel_w)
+    filters = torch.randn(shape, dtype=source.dtype, device="cuda").to(memory_format=torch.channels_last)
+    padding = (kernel.kernel_h // 2, kernel.kernel_w // 2)
+    return lambda: functional.relu(
+        functional.conv2d(source, filters, bias, kernel.stride, padding, groups=kernel.groups)
+    )
+
+
+def make_chains(kernel: Kernel, stopwatch: Stopwatch) -> ReplayedChains:
+    """Both chains of `kernel`, on the device. Raises what the libraries raise where they refuse it."""
+    short, long = chain_copies(kernel)
+
+    def replay(copies: int) -> Replay:
+        if kernel.precision in BY_ONNX_RUNTIME:
+            model = kernel_model(replace(kernel, precision="fp32"), copies)
+            return OnnxReplay(model, stopwatch, tf32=kernel.precision == "tf32")
+        return TorchReplay(kernel, copies, stopwatch)
+
+    return ReplayedChains(replay(short), replay(long), long - short)
