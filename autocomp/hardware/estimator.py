@@ -15,38 +15,23 @@ For one (op, precision) the estimate is  exp(GP(x)) · Σ w_j f_j,  where
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
-from scipy.spatial import cKDTree
 
+from autocomp.hardware.neighbours import Neighbours, fit_terms
+from autocomp.hardware.positions import position, sizes, up
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Kernel
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
-COVERAGE = 0.9
-_Z = 1.6449  # half-width of a normal's central 90 %, in deviations
 #: A family with fewer rows is extrapolated from what is known of other families.
 _FEWEST_ROWS = 3
-#: Band of a kernel outside the measured range is at least this wide, as a fraction.
-_EXTRAPOLATED = 0.3
 #: Band of a kernel whose family was never measured: a factor of 4 either way.
 _UNKNOWN = np.log(4.0)
-#: Nearest rows that a kernel's correction is taken from, and kernels that are solved for at once.
-_NEIGHBOURS, _CHUNK = 32, 500
-#: Rows on which length and noise are tried.
-_MOST_TRIED = 600
-#: Distance of a doubling of a size, and of channels that are no multiple of 4, 8, 16, or less than 16.
-_WORTH = {"in": 0.7, "out": 0.7, "area": 0.5, "window": 1.0, "stride": 1.5, "groups": 1.0}
-_STEPS = {"in": (2.0, 1.0, 2.0, 2.0), "out": (2.0, 0.5, 1.0, 1.0)}
-_LENGTHS = (0.35, 0.7, 1.4, 2.8)
-_NOISES = (0.01, 0.03, 0.1)
 
 
 @dataclass(frozen=True)
@@ -92,26 +77,6 @@ def band(us: Floats, own_squares: Floats, common: float) -> tuple[Floats, Floats
     return us * np.exp(-half), us * np.exp(half)
 
 
-def _sizes(kernels: Sequence[Kernel]) -> dict[str, Floats]:
-    """Columns of the kernels' sizes, each of shape (n,)."""
-    raw = np.array(
-        [
-            (
-                k.in_channels, k.out_channels, k.height * k.width, k.out_height * k.out_width, k.kernel_h * k.kernel_w,
-                k.stride, k.groups, k.weight_count, k.in_elements, k.out_elements, k.precision == "fp32",
-            )
-            for k in kernels
-        ],
-        dtype=np.float64,
-    ).reshape(len(kernels), 11)  # fmt: skip
-    names = ("in", "out", "area", "out_area", "window", "stride", "groups", "weights", "reads", "writes", "fp32")
-    return dict(zip(names, raw.T, strict=True))
-
-
-def _up(channels: Floats, multiple: int) -> Floats:
-    return np.ceil(channels / multiple) * multiple
-
-
 def _ragged(channels: Floats) -> Floats:
     """1 where the channels do not fill vectors of 4, else 0: kernels fall back to slower code there."""
     return np.asarray(channels % 4 != 0, np.float64)
@@ -132,16 +97,16 @@ def _terms(op: str, size: dict[str, Floats]) -> Floats:
         depth = per_group_in * size["window"]
         macs = [size["groups"] * size["out_area"] * depth * per_group_out]
         for rounded in (8, 16):
-            macs.append(size["groups"] * size["out_area"] * _up(depth, 4) * _up(per_group_out, rounded))
-            macs.append(size["groups"] * size["out_area"] * size["window"] * _up(per_group_in, rounded)
-                        * _up(per_group_out, rounded))  # fmt: skip
-        macs.append(size["groups"] * _up(size["out_area"], 6) * depth * _up(per_group_out, 16))
+            macs.append(size["groups"] * size["out_area"] * up(depth, 4) * up(per_group_out, rounded))
+            macs.append(size["groups"] * size["out_area"] * size["window"] * up(per_group_in, rounded)
+                        * up(per_group_out, rounded))  # fmt: skip
+        macs.append(size["groups"] * up(size["out_area"], 6) * depth * up(per_group_out, 16))
         unfolded = width * size["in"] * size["window"] * size["out_area"]
         ragged = [reads * _ragged(size["in"]), writes * _ragged(size["out"]), size["out_area"] * _ragged(size["out"])]
         calls = [size["groups"], size["out_area"]]
         return np.stack([one, *macs, reads, writes, weights, unfolded, *calls, *ragged], axis=1)
     if op == "depthwise":
-        macs = [size["out_area"] * size["window"] * _up(size["out"], multiple) for multiple in (1, 8, 16)]
+        macs = [size["out_area"] * size["window"] * up(size["out"], multiple) for multiple in (1, 8, 16)]
         ragged = [_ragged(size["out"]) * term for term in (macs[0], size["out"], writes)]
         ragged += [(size["out"] % multiple != 0) * macs[0] for multiple in (8, 16)]
         return np.stack([one, *macs, reads, writes, size["out_area"] * size["window"], size["out"], *ragged], axis=1)
@@ -149,115 +114,40 @@ def _terms(op: str, size: dict[str, Floats]) -> Floats:
     return np.stack([one, reads, writes, windows * size["out"], windows, size["out"]], axis=1)
 
 
-def _position(size: dict[str, Floats]) -> Floats:
-    """Where a kernel lies among others of its family, shape (n, 14): log₂ of sizes, and how channels divide.
+class Family(Protocol):
+    """The fitted model of one (op, precision), which `kernels` of it were the rows of."""
 
-    What each is worth was chosen by the error on left-out rows of this repository's reference machine
-    (experiments/latency_estimator): latencies follow the roofline from one area to another more than elsewhere.
-    """
-    log = {name: np.log2(size[name]) for name in ("in", "out", "area", "window", "stride", "groups")}
-    log["groups"] = np.where(size["groups"] >= size["in"], 0.0, log["groups"])  # depthwise: one a channel, told already
-    scaled: list[NDArray[Any]] = [_WORTH[name] * value for name, value in log.items()]
-    # Channels that do not fill a vector, or less than one, take another code path: as far as a change of size by that.
-    for name, worth in _STEPS.items():
-        scaled += [step * (size[name] % multiple != 0) for multiple, step in zip((4, 8, 16), worth[:3], strict=True)]
-        scaled.append(worth[3] * (size[name] < 16))
-    return np.stack(scaled, axis=1)
+    kernels: tuple[Kernel, ...]
 
+    @property
+    def surprises(self) -> Floats:
+        """log(measured / what the other rows predict) of each row, shape (rows,)."""
 
-def kernel_positions(kernels: Sequence[Kernel]) -> Floats:
-    """Where kernels lie among others of their (op, precision), shape (n, 14); near ones have similar latencies."""
-    return _position(_sizes(kernels))
+    def predict(self, kernels: Sequence[Kernel]) -> tuple[Floats, Floats, Bools]:
+        """Microseconds, half-width of the band in log-units, and whether it lies outside the measured range."""
 
 
 class _Family:
-    """The fitted model of one (op, precision)."""
+    """The roofline of one (op, precision), corrected by its neighbours."""
 
     def __init__(self, op: str, kernels: Sequence[Kernel], latencies_us: Floats) -> None:
         self.op = op
         self.kernels = tuple(kernels)
-        size = _sizes(kernels)
-        self.weights, self.scale = _fit_terms(_terms(op, size), latencies_us)
-        self.points = _position(size)
-        self.low, self.high = self.points.min(0), self.points.max(0)
-        residuals = np.log(latencies_us) - np.log(self._physical(size))
-        self.offset = float(np.median(residuals))
-        self.residuals = residuals - self.offset
-        self.variance = max(float(np.mean(self.residuals**2)), 1e-4)
-        self.tree = cKDTree(self.points)
-        self._choose()
+        size = sizes(kernels)
+        self.weights, self.scale = fit_terms(_terms(op, size), latencies_us)
+        self.neighbours = Neighbours(position(size), np.log(latencies_us) - np.log(self._physical(size)))
 
     def _physical(self, size: dict[str, Floats]) -> Floats:
         return np.maximum(_terms(self.op, size) / self.scale @ self.weights, 1e-3)
 
-    def _choose(self) -> None:
-        """Length and noise with the best leave-one-out likelihood (R&W eq. 5.10-5.12), then the band's factor."""
-        some = np.arange(len(self.points))[:: -(-len(self.points) // _MOST_TRIED)]
-        best = -np.inf
-        for length, noise in product(_LENGTHS, _NOISES):
-            self.length, self.noise = length, noise
-            mean, spread = self._left_out(some)
-            errors = self.residuals[some] - mean
-            likelihood = float(np.sum(-0.5 * np.log(spread) - 0.5 * errors**2 / spread))
-            if likelihood > best:
-                best, chosen, scores = likelihood, (length, noise), np.abs(errors) / np.sqrt(spread)
-        self.length, self.noise = chosen
-        # The empirical quantile of few scores is optimistic: take the next higher order statistic.
-        rank = min(len(scores) - 1, int(np.ceil(COVERAGE * (len(scores) + 1))) - 1)
-        self.widening = max(1.0, float(np.sort(scores)[rank]) / _Z)
-
-    @cached_property
+    @property
     def surprises(self) -> Floats:
-        """log(measured / what the other rows predict) of each row, shape (rows,)."""
-        errors: Floats = self.residuals - self._left_out(np.arange(len(self.points)))[0]
-        return errors
-
-    def _left_out(self, rows: Ints) -> tuple[Floats, Floats]:
-        """What the other rows predict of some rows' residuals: mean and variance, each of the shape of `rows`."""
-        if len(self.points) == 1:
-            return np.zeros(len(rows)), np.full(len(rows), self.variance + self.noise**2)
-        most = min(_NEIGHBOURS, len(self.points) - 1)
-        near = self.tree.query(self.points[rows], k=most + 1)[1]
-        # The row itself is the nearest, or ties with rows at its place: it goes, wherever it stands.
-        own = near == rows[:, None]
-        own[~own.any(1), -1] = True
-        return self._process(self.points[rows], near[~own].reshape(len(rows), most))
-
-    def _process(self, points: Floats, near: Ints) -> tuple[Floats, Floats]:
-        """The process at `points`, (n, d), given each one's rows `near`, (n, k): mean and variance, (n,)."""
-        mean, spread = np.empty(len(points)), np.empty(len(points))
-        for start in range(0, len(points), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            known = self.points[near[part]]  # (n, k, d)
-            between = np.sqrt(np.square(known[:, :, None] - known[:, None]).sum(-1))
-            # Matérn-1/2: latency has steps, so nothing smoother.
-            covariance = self.variance * np.exp(-between / self.length)
-            covariance += self.noise**2 * np.eye(near.shape[1])
-            away = np.sqrt(np.square(known - points[part, None]).sum(-1))
-            cross = self.variance * np.exp(-away / self.length)  # (n, k)
-            weights = np.linalg.solve(covariance, cross[..., None])[..., 0]
-            mean[part] = (weights * self.residuals[near[part]]).sum(1)
-            spread[part] = np.maximum(self.variance - (weights * cross).sum(1), 0.0) + self.noise**2
-        return mean, spread
+        return self.neighbours.surprises
 
     def predict(self, kernels: Sequence[Kernel]) -> tuple[Floats, Floats, Bools]:
-        """Microseconds, half-width of the band in log-units, and whether it lies outside the measured range."""
-        size = _sizes(kernels)
-        points = _position(size)
-        near = self.tree.query(points, k=min(_NEIGHBOURS, len(self.points)))[1].reshape(len(points), -1)
-        correction, spread = self._process(points, near)
-        outside = np.maximum(self.low - points, points - self.high).max(1)
-        extrapolated = outside > 0.1
-        band = _Z * self.widening * np.sqrt(spread)
-        band = np.where(extrapolated, np.maximum(band, _EXTRAPOLATED) * (1 + np.maximum(outside, 0.0)), band)
-        return self._physical(size) * np.exp(correction + self.offset), band, extrapolated
-
-
-def _fit_terms(terms: Floats, latencies_us: Floats) -> tuple[Floats, Floats]:
-    """Weights ≥ 0 of `terms` / scale that minimize the relative error; scale: shape (terms,)."""
-    scale = np.maximum(terms.max(0), 1e-12)
-    weights, _ = nnls(terms / scale / latencies_us[:, None], np.ones(len(latencies_us)), maxiter=100 * terms.shape[1])
-    return weights, scale
+        size = sizes(kernels)
+        factor, band, extrapolated = self.neighbours.predict(position(size))
+        return self._physical(size) * factor, band, extrapolated
 
 
 class LatencyModel:
@@ -265,7 +155,7 @@ class LatencyModel:
 
     def __init__(
         self,
-        families: Mapping[tuple[str, str], _Family],
+        families: Mapping[tuple[str, str], Family],
         fallback: tuple[float, float],
         table: LatencyTable,
         floor: float,
@@ -326,7 +216,7 @@ class LatencyModel:
     def _predict_family(self, family: tuple[str, str], kernels: Sequence[Kernel]) -> tuple[Floats, Floats, Bools]:
         if family in self._families:
             return self._families[family].predict(kernels)
-        us = self._call_us + self._us_per_byte * _bytes_moved(_sizes(kernels))
+        us = self._call_us + self._us_per_byte * _bytes_moved(sizes(kernels))
         return us, np.full(len(kernels), _UNKNOWN), np.ones(len(kernels), np.bool_)
 
 
@@ -336,7 +226,7 @@ def _bytes_model(table: LatencyTable) -> tuple[float, float]:
     if not light:
         return 1.0, 1e-3
     latencies = np.array([table[kernel].latency_us for kernel in light])
-    moved = _bytes_moved(_sizes(light))
-    weights, scale = _fit_terms(np.stack([np.ones_like(moved), moved], axis=1), latencies)
+    moved = _bytes_moved(sizes(light))
+    weights, scale = fit_terms(np.stack([np.ones_like(moved), moved], axis=1), latencies)
     call, per_byte = weights / scale
     return max(float(call), 0.1), max(float(per_byte), 1e-6)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from autocomp.hardware.estimator import LatencyModel, kernel_positions
+from autocomp.hardware.estimator import LatencyModel
+from autocomp.hardware.positions import kernel_positions
 from autocomp.hardware.profiling.chains import rough_us
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Kernel
