@@ -78,14 +78,14 @@ class SpaceOptions:
             for activation in self.activations
             if (activation == "float" and (bits is None or self.weight_only)) or (activation == "int8" and bits)
         ]
-        clustered = [clustered(n) for n in self.clusters if "int8" in self.activations]
+        coded = [clustered(n) for n in self.clusters if "int8" in self.activations]
 
         def compressed(decision: LayerPolicy) -> tuple[int, bool, bool]:
             bits = decision.stored_bits
             # Of as many bits, int8 activations are cheaper, and a grid has smaller codes than a codebook once coded.
             return 32 if bits is None else bits, decision.activation == "float", decision.clusters is not None
 
-        return sorted(plain + clustered, key=compressed)
+        return sorted(plain + coded, key=compressed)
 
     def zeros(self) -> list[Zeros]:
         """Which weights of a layer may be zero, from the most zeros to none."""

@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import re
 import reprlib
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,11 +15,12 @@ from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_v
 
 from autocomp.errors import UserError, unknown_name
 from autocomp.hardware.constraints import CONSTRAINTS, reason
+from autocomp.hardware.ethos_u.accelerator import Accelerator
 from autocomp.hardware.runtime_version import installed_version, release, same_release
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Precision
 from autocomp.network import LayerSpec, NetworkSpec
-from autocomp.policy import WEIGHT_BITS, Activation, LayerPolicy, Policy
+from autocomp.policy import CLUSTERS, WEIGHT_BITS, Activation, LayerPolicy, Pattern, Policy
 from autocomp.reading import parse_yaml, read_text, shortened
 from autocomp.resources import data_folder, data_names
 
@@ -80,7 +82,8 @@ class Capability(_Strict):
 
     operators: layers it holds for. weight_bits: stored bits, null for float32. activation: of the decision.
     runs_as: precision of the kernel that executes it. bytes_only: it saves bytes against float32, but no time.
-    note: one sentence for the user.
+    clusters: levels that a codebook may have, besides weights without one. patterns: how zeros may lie, besides
+    unstructured. note: one sentence for the user.
     """
 
     operators: tuple[Operator, ...] = Field(min_length=1, strict=False)
@@ -88,6 +91,8 @@ class Capability(_Strict):
     activation: Activation
     runs_as: Precision
     bytes_only: bool
+    clusters: tuple[int, ...] = Field(default=(), strict=False)
+    patterns: tuple[Pattern, ...] = Field(default=(), strict=False)
     note: Line = ""
 
     @field_validator("weight_bits")
@@ -98,11 +103,27 @@ class Capability(_Strict):
                 raise ValueError(f"{bits} is not one of {', '.join(map(str, WEIGHT_BITS))} or null")
         return value
 
+    @field_validator("clusters")
+    @classmethod
+    def _known_clusters(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        for count in value:
+            if count not in CLUSTERS:
+                raise ValueError(f"{count} is not one of {', '.join(map(str, CLUSTERS))}")
+        return value
+
+    @model_validator(mode="after")
+    def _codebooks_hold_int8(self) -> "Capability":
+        if self.clusters and (self.activation != "int8" or 8 not in self.weight_bits):
+            raise ValueError("clusters need 8 among weight_bits, and activation int8")
+        return self
+
     def covers(self, operator: str, decision: LayerPolicy) -> bool:
         return (
             operator in self.operators
             and decision.weight_bits in self.weight_bits
             and decision.activation == self.activation
+            and (decision.clusters is None or decision.clusters in self.clusters)
+            and (decision.pattern == "unstructured" or decision.pattern in self.patterns)
         )
 
 
@@ -141,6 +162,7 @@ class HardwareProfile(_Strict):
     unstructured_sparsity_bytes_only: bool
     executes: tuple[Capability, ...] = Field(min_length=1, strict=False)
     constraints: tuple[str, ...] = Field(strict=False)
+    accelerator: Accelerator | None = None
     _folder: Path = Path()
 
     @field_validator("table")
@@ -234,12 +256,25 @@ class HardwareProfile(_Strict):
     def veto(self, layer: LayerSpec, decision: LayerPolicy) -> str | None:
         """Why the device cannot execute `layer` under `decision`; None if it can. Fits `autocomp.space.Veto`."""
         if self.capability(layer, decision) is None:
-            dense = LayerPolicy(decision.weight_bits, decision.activation)
-            return f"{self.title} with {self.runtime.name} has no {operator_of(layer)} kernel for {dense}."
+            return self._missing(layer, decision)
         for name in self.constraints:
             if not CONSTRAINTS[name](layer, decision):
                 return reason(CONSTRAINTS[name])
         return None
+
+    def _missing(self, layer: LayerSpec, decision: LayerPolicy) -> str:
+        """Why there is no capability for `decision`: its precision, or what is asked of it besides."""
+        executes = f"{self.title} with {self.runtime.name}"
+        plain = replace(decision.precision, clusters=None)
+        if self.capability(layer, plain) is None:
+            return f"{executes} has no {operator_of(layer)} kernel for {plain}."
+        if self.capability(layer, decision.precision) is None:
+            return f"{executes} gains nothing from weights in clusters: use fewer weight_bits instead."
+        return f"{executes} gains nothing from zeros in the pattern {decision.pattern}: use unstructured ones."
+
+    def executes_all(self, network: NetworkSpec, policy: Policy) -> bool:
+        """Whether the device can execute every layer under `policy`."""
+        return all(self.veto(layer, policy.layer(layer.name)) is None for layer in network.layers)
 
     def check_executable(self, network: NetworkSpec, policy: Policy, origin: str) -> None:
         """UserError naming the first layer that the device cannot execute under `policy`, which came from `origin`."""

@@ -7,7 +7,7 @@ import pydantic
 from pydantic import ConfigDict, Field
 
 from autocomp.errors import UserError, unknown_name
-from autocomp.policy import Activation
+from autocomp.policy import Activation, Pattern
 from autocomp.reading import parse_yaml, read_text, shortened
 from autocomp.resources import data_folder, data_names
 from autocomp.space import SpaceOptions
@@ -41,7 +41,10 @@ class MobileNetV2Spec(_Strict):
 
 
 class SpaceFile(_Strict):
-    """A search space. network: how the built-in network is built, for spaces that come with one."""
+    """A search space: see `space.SpaceOptions`, of which a device is offered what it executes.
+
+    network: how the built-in network is built, for spaces that come with one.
+    """
 
     name: str
     description: str
@@ -51,12 +54,15 @@ class SpaceFile(_Strict):
     weight_only: bool = False
     keep_ratios: Annotated[tuple[float, ...], Field(min_length=1)]
     sparsities: Annotated[tuple[float, ...], Field(min_length=1)]
+    clusters: tuple[int, ...] = ()
+    patterns: Annotated[tuple[Pattern, ...], Field(min_length=1)] = ("unstructured",)
 
     @property
     def options(self) -> SpaceOptions:
         return SpaceOptions(
-            self.weight_bits, self.activations, self.keep_ratios, self.sparsities, weight_only=self.weight_only
-        )
+            self.weight_bits, self.activations, self.keep_ratios, self.sparsities, weight_only=self.weight_only,
+            clusters=self.clusters, patterns=self.patterns,
+        )  # fmt: skip
 
 
 def space_names() -> list[str]:
