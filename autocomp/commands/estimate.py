@@ -26,10 +26,11 @@ def estimate(
     is_file = file_or_policy is not None and is_network_file(file_or_policy)
     settings = None if is_file else search_settings(options, hw)
     policy = None if is_file or file_or_policy is None else read_policy(file_or_policy)
+    from autocomp.hardware.latencies import check_latencies
     from autocomp.hardware.profile import find_profile
 
     profile = find_profile(hw)
-    _ = profile.latencies  # a fault in the table is worth knowing before the network is built
+    check_latencies(profile)
     from autocomp import estimate as estimates
     from autocomp.report.estimate import document, print_estimate
     from autocomp.report.progress import make_display
