@@ -254,7 +254,8 @@ class SearchSpace:
             if gene.kind == "channels":
                 assert isinstance(choice, int)
                 return abs(choice / self.network.group_by_name[gene.target].channels - keep)
-            return abs(_ratio(choice) - _ratio(sparsity)) + 1e-6 * (_pattern(choice) != _pattern(sparsity))
+            wish = [_pattern(sparsity), "unstructured", *PATTERNS]
+            return abs(_ratio(choice) - _ratio(sparsity)) + 1e-6 * wish.index(_pattern(choice))
 
         return np.array(
             [min(range(len(g.choices)), key=lambda i: distance(g, g.choices[i])) for g in self.genes], dtype=np.int64

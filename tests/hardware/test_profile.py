@@ -5,13 +5,14 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+from controllers.analytic import chain
 
 from autocomp.errors import UserError
 from autocomp.hardware.constraints import CONSTRAINTS, reason
 from autocomp.hardware.profile import ON_THE_SPOT, HardwareProfile, find_profile, profile_names
 from autocomp.hardware.runtime_version import installed_version
 from autocomp.network import Channels, LayerSpec
-from autocomp.policy import FLOAT, INT8, WEIGHT_BITS, LayerPolicy
+from autocomp.policy import FLOAT, INT8, WEIGHT_BITS, LayerPolicy, Policy, clustered
 from autocomp.resources import data_folder
 
 TEXT = (data_folder("hw_profiles") / "host_cpu.yaml").read_text(encoding="utf-8")
@@ -56,6 +57,49 @@ def test_a_grouped_integer_convolution_is_vetoed_with_the_reason() -> None:
     assert profile.veto(layer(shape=(8, 8, 3, 3, 3)), INT8) == reason(
         CONSTRAINTS["integer_convolution_has_at_most_two_axes"]
     )
+
+
+def with_coding(clusters: str = "[16]", patterns: str = '["2:4"]') -> str:
+    """A profile whose integer kernels gain by codebooks and patterns of zeros."""
+    return TEXT.replace("activation: int8", f"activation: int8\n    clusters: {clusters}\n    patterns: {patterns}", 1)
+
+
+def test_codebooks_and_patterns_are_vetoed_unless_the_profile_lists_them() -> None:
+    plain, coding = HardwareProfile.parse(TEXT), HardwareProfile.parse(with_coding())
+    two_of_four = LayerPolicy(8, "int8", 0.5, pattern="2:4")
+    both = LayerPolicy(8, "int8", 0.5, 16, "2:4")
+    for decision in (clustered(16), two_of_four, both):
+        assert coding.veto(layer(), decision) is None
+    assert "gains nothing from weights in clusters" in str(plain.veto(layer(), clustered(16)))
+    assert "gains nothing from zeros in the pattern 2:4" in str(plain.veto(layer(), two_of_four))
+    assert "clusters" in str(coding.veto(layer(), clustered(4)))
+    assert "pattern block" in str(coding.veto(layer(), LayerPolicy(8, "int8", 0.5, pattern="block")))
+    assert coding.veto(layer(), INT8) is None and coding.veto(layer(), LayerPolicy(8, "int8", 0.5)) is None
+
+
+@pytest.mark.parametrize("name", ["mobile_arm", "host_cpu"])
+def test_a_policy_for_an_npu_is_refused_in_one_line_on_a_cpu(name: str) -> None:
+    profile = find_profile(name)
+    with pytest.raises(
+        UserError, match=r"mine.json: layer conv0: w8a8 c16: .* gains nothing from weights in"
+    ) as caught:
+        profile.check_executable(chain(2, 1), Policy({"conv0": clustered(16)}), "mine.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"clusters": "[12]"}, "clusters: 12 is not one of 2, 4, 8, 16, 32"),
+        ({"clusters": "16"}, "clusters"),
+        ({"patterns": '["1:4"]'}, "patterns"),
+    ],
+)
+def test_a_wrong_list_of_codebooks_or_patterns_is_named(change: dict[str, str], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        HardwareProfile.parse(with_coding(**change))
+    with pytest.raises(UserError, match="clusters need 8 among weight_bits"):
+        HardwareProfile.parse(TEXT.replace("activation: float", "activation: float\n    clusters: [16]"))
 
 
 def test_what_has_no_kernel_is_vetoed() -> None:

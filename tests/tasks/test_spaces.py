@@ -31,6 +31,14 @@ def test_a_space_of_ones_own(tmp_path):
     options = load_space(str(path)).options
     assert (options.weight_bits, options.keep_ratios, options.sparsities) == ((4, 8, None), (0.5, 1.0), (0.0,))
     assert not options.weight_only
+    assert (options.clusters, options.patterns) == ((), ("unstructured",))
+
+
+def test_codebooks_and_patterns_of_ones_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD + 'clusters: [8, 32]\npatterns: [block, "2:4"]\n')
+    options = load_space(str(path)).options
+    assert (options.clusters, options.patterns) == ((8, 32), ("block", "2:4"))
 
 
 @pytest.mark.parametrize(
@@ -44,6 +52,9 @@ def test_a_space_of_ones_own(tmp_path):
         (("sparsities: [0.0]", "sparsities: [1.5]"), "sparsit"),
         (("sparsities: [0.0]", ""), "sparsities: Field required"),
         (("description", "descripton"), "descri"),
+        (("name: mine", "name: mine\nclusters: [3]"), "clusters must be one of"),
+        (("name: mine", "name: mine\npatterns: [1:2]"), "patterns"),
+        (("name: mine", "name: mine\npatterns: []"), "patterns"),
         (("name: mine", "name: mine\nnetwork: {width: 0}"), "network"),
         ((GOOD, "- a list"), "expected keys with values, got list"),
         ((GOOD, "a: [b"), "is not YAML"),

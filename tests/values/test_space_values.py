@@ -1,5 +1,7 @@
 """The search space: genes and policies are two spellings of one thing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from controllers.analytic import Fake, chain
@@ -8,21 +10,32 @@ from hypothesis import strategies as st
 
 from autocomp.errors import UserError
 from autocomp.network import LayerSpec
-from autocomp.policy import FLOAT, INT8, LayerPolicy, Policy
+from autocomp.policy import FLOAT, INT8, LayerPolicy, Policy, Sparsity, clustered
 from autocomp.space import SearchSpace, SpaceOptions, kept_channels
 
 SPACE = Fake.make().space
+#: What an NPU may be offered.
+CODED = SpaceOptions(
+    weight_bits=(4, 8, None), sparsities=(0.0, 0.5, 0.9), clusters=(16, 4), patterns=("unstructured", "block", "2:4")
+)
+CODED_SPACE = SearchSpace.build(chain(8, 2), CODED)
 
 
 @st.composite
-def gene_vectors(draw: st.DrawFn) -> tuple[int, ...]:
-    return tuple(draw(st.integers(0, int(count) - 1)) for count in SPACE.cardinalities)
+def gene_vectors(draw: st.DrawFn, space: SearchSpace = SPACE) -> tuple[int, ...]:
+    return tuple(draw(st.integers(0, int(count) - 1)) for count in space.cardinalities)
 
 
 @given(gene_vectors())
 @settings(max_examples=100)
 def test_encode_undoes_decode(genes: tuple[int, ...]) -> None:
     assert tuple(SPACE.encode(SPACE.decode(genes)).tolist()) == genes
+
+
+@given(gene_vectors(CODED_SPACE))
+@settings(max_examples=50)
+def test_encode_undoes_decode_where_clusters_and_patterns_are_offered(genes: tuple[int, ...]) -> None:
+    assert tuple(CODED_SPACE.encode(CODED_SPACE.decode(genes)).tolist()) == genes
 
 
 @given(gene_vectors(), gene_vectors())
@@ -52,6 +65,41 @@ def test_choices_run_from_most_to_least_compressed() -> None:
     assert choices["sparsity:conv1"] == (0.5, 0.0)
     assert space.size == 2 * (5 * 2) ** 2
     assert space.decode(space.largest) == Policy({"conv0": FLOAT, "conv1": FLOAT}, {"g0": 16})
+
+
+def test_clusters_and_patterns_take_their_place_in_the_order() -> None:
+    choices = {gene.name: gene.choices for gene in CODED_SPACE.genes}
+    assert choices["quant:conv1"] == (
+        clustered(4), LayerPolicy(4, "int8"), clustered(16), LayerPolicy(4, "float"), INT8, LayerPolicy(8, "float"),
+        FLOAT,
+    )  # fmt: skip
+    assert choices["sparsity:conv1"] == (
+        Sparsity(0.9, "block"), 0.9, Sparsity(0.5, "2:4"), Sparsity(0.5, "block"), 0.5, 0.0,
+    )  # fmt: skip
+    assert Sparsity(0.5, "2:4") not in choices["sparsity:conv0"]  # 3 input channels
+    assert [what for what, _ in CODED_SPACE.removed] == ["conv0: 2:4"]
+    assert "multiple of four" in CODED_SPACE.removed[0][1]
+
+
+def test_what_no_profile_lists_changes_nothing_but_the_list_of_what_was_removed() -> None:
+    def veto(layer: LayerSpec, policy: LayerPolicy) -> str | None:
+        return "not here" if policy.clusters or policy.pattern != "unstructured" else None
+
+    plain = SpaceOptions(weight_bits=CODED.weight_bits, sparsities=CODED.sparsities)
+    vetoed = SearchSpace.build(chain(2, 1), CODED, veto)
+    assert vetoed.genes == SearchSpace.build(chain(2, 1), plain).genes
+    assert {reason for what, reason in vetoed.removed if "conv1" in what} == {"not here"}
+
+
+def test_a_pattern_is_offered_only_where_every_precision_takes_it() -> None:
+    def veto(layer: LayerSpec, policy: LayerPolicy) -> str | None:
+        return "no float kernel skips" if policy.pattern == "2:4" and policy.activation == "float" else None
+
+    options = SpaceOptions(weight_bits=(8, None), sparsities=(0.5,), patterns=("unstructured", "2:4"))
+    both = SearchSpace.build(chain(2, 1), options, veto)
+    assert ("conv1: 2:4", "no float kernel skips") in both.removed
+    integers = SearchSpace.build(chain(2, 1), replace(options, weight_bits=(8,), weight_only=False), veto)
+    assert Sparsity(0.5, "2:4") in next(gene for gene in integers.genes if gene.name == "sparsity:conv1").choices
 
 
 def test_what_the_device_cannot_execute_is_not_offered_and_listed() -> None:
@@ -86,6 +134,12 @@ def test_uniform_settings() -> None:
     assert set(policy.layers.values()) == {LayerPolicy(4, "int8", 0.5)}
     assert policy.channels == {"g0": 8, "g1": 16}
     assert np.array_equal(SPACE.uniform(FLOAT), SPACE.largest)
+    coded = CODED_SPACE.decode(CODED_SPACE.uniform(clustered(16), sparsity=Sparsity(0.5, "2:4")))
+    assert coded.layer("conv1") == LayerPolicy(8, "int8", 0.5, 16, "2:4")
+    assert coded.layer("conv0") == LayerPolicy(8, "int8", 0.5, 16)  # its 3 input channels are no group of four
+    # Where no codebook is offered, a grid of as many bits comes nearest.
+    assert np.array_equal(SPACE.uniform(clustered(16)), SPACE.uniform(LayerPolicy(4, "int8")))
+    assert np.array_equal(SPACE.uniform(INT8, sparsity=Sparsity(0.5, "block")), SPACE.uniform(INT8, sparsity=0.5))
 
 
 def test_options_that_make_no_sense_are_refused() -> None:
@@ -93,3 +147,7 @@ def test_options_that_make_no_sense_are_refused() -> None:
         SpaceOptions(keep_ratios=(0.0,))
     with pytest.raises(UserError, match="at least one entry"):
         SpaceOptions(weight_bits=())
+    with pytest.raises(UserError, match="clusters must be one of"):
+        SpaceOptions(clusters=(64,))
+    with pytest.raises(UserError, match="pattern must be one of"):
+        SpaceOptions(patterns=("1:2",))  # type: ignore[arg-type]
