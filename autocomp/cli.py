@@ -113,9 +113,11 @@ _verb(
 )  # fmt: skip
 _verb(
     _hw, "compare", "hw:compare",
-    "Compare what one network takes on several devices, layer by layer.",
+    "Compare what one network takes on several devices, layer by layer; or, given a run, what each device would have "
+    "chosen from its candidates.",
     "hw compare mobile_arm host_cpu",
     "hw compare mobile_arm host_cpu runs/latest/models/17.onnx",
+    "hw compare runs/latest --svg choices.svg",
 )  # fmt: skip
 _verb(_space, "list", "space:list_spaces", "List the search spaces.", "space list", "space list --json")
 _verb(_space, "show", "space:show", "Show what a search space offers.", "space show mobilenet_v2")

@@ -122,24 +122,43 @@ def compare(
     /,
     *,
     options: NetworkOptions = NetworkOptions(),  # noqa: B008  (frozen)
+    hw: str | None = None,
+    svg: Path | None = None,
     json: bool = False,
 ) -> int:
-    """Show one network on several devices.
+    """Show one network on several devices, or what each would have chosen from a run.
 
     Parameters
     ----------
     devices
         Profile names or paths of profile files, two or more; then, if it is not the task's network in float and in
-        int8 that is compared, an ONNX file or the .json file of a policy.
+        int8 that is compared, an ONNX file or the .json file of a policy. Or a run directory by itself.
+    hw
+        The devices that a run's candidates are compared on, beside those of the run, with commas between them; by
+        default all that ship with a table.
+    svg
+        Also draw accuracy over latency on each device into this file; for a run only.
     json
         Print one JSON document on standard output.
     """
+    if Path(devices[0]).is_dir():
+        if len(devices) > 1 or options != NetworkOptions():
+            raise UserError("hw compare RUN: a run says itself which network it compressed; name devices with --hw a,b")
+        return _compare_run(Path(devices[0]), hw, svg, as_json=json)
+    if hw is not None or svg is not None:
+        raise UserError(
+            f"hw compare: --hw and --svg are for a run directory, and {devices[0]} is none; "
+            "devices stand without an option: hw compare mobile_arm host_cpu"
+        )
     *names, last = devices
     target = Path(last) if last.endswith((".onnx", ".json")) else None
     if target is None:
         names = devices
     if len(names) < 2:
-        raise UserError(f"hw compare: expected two devices or more, got {' '.join(names) or 'none'}; autocomp hw list")
+        raise UserError(
+            f"hw compare: expected two devices or more, or a run directory, got {' '.join(names) or 'none'}; "
+            "autocomp hw list"
+        )
     if len(set(names)) < len(names):
         raise UserError(f"hw compare: expected different devices, got {' '.join(names)}")
     is_file = target is not None and is_network_file(target)
@@ -168,4 +187,27 @@ def compare(
         print_json(comparison(found))
     else:
         print_comparison(found, terminal())
+    return DONE
+
+
+def _compare_run(run: Path, hw: str | None, svg: Path | None, *, as_json: bool) -> int:
+    from autocomp.rundir import find_run
+    from autocomp.settings import split_devices
+
+    if svg is not None and svg.suffix != ".svg":
+        raise UserError(f"--svg: expected the name of an .svg file, got {svg}")
+    names = () if hw is None else split_devices(hw)
+    find_run(run)
+    from autocomp.compare_run import compare_run
+    from autocomp.report.compare_run import comparison_svg, document, print_run_comparison
+    from autocomp.report.progress import make_display
+
+    with strays_on_stderr(), make_display() as display:
+        found = compare_run(run, names, display)
+    if svg is not None:
+        svg.write_text(comparison_svg(found), encoding="utf-8")
+    if as_json:
+        print_json(document(found))
+    else:
+        print_run_comparison(found, terminal())
     return DONE
