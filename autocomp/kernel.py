@@ -82,11 +82,16 @@ class Kernel:
         return -(-self.width // self.stride)
 
     @property
+    def window(self) -> int:
+        """Taps of the window."""
+        return self.kernel_h * self.kernel_w
+
+    @property
     def weight_count(self) -> int:
         """Number of weights; 0 for kernels without any."""
         if self.op not in ("conv", "depthwise", "linear"):
             return 0
-        return self.out_channels * (self.in_channels // self.groups) * self.kernel_h * self.kernel_w
+        return self.out_channels * (self.in_channels // self.groups) * self.window
 
     @property
     def value_bytes(self) -> int:
@@ -109,7 +114,7 @@ class Kernel:
         return self.out_channels * self.out_height * self.out_width
 
     def __str__(self) -> str:
-        window = f" {self.kernel_h}x{self.kernel_w}" if self.kernel_h * self.kernel_w > 1 else ""
+        window = f" {self.kernel_h}x{self.kernel_w}" if self.window > 1 else ""
         stride = f" s{self.stride}" if self.stride > 1 else ""
         groups = f" g{self.groups}" if self.groups > 1 and self.op != "depthwise" else ""
         size = f" @{self.height}x{self.width}" if self.height * self.width > 1 else ""

@@ -50,7 +50,9 @@ class ChannelSweep:
         channels = {side: 1 if part[side] == "*" else int(part[side]) for side in ("in", "out")}
         if min(*sizes.values(), *channels.values()) < 1:
             raise UserError(f"--kernel: sizes are whole numbers of at least 1, got {text[:80]!r}")
-        template = Kernel(part["op"], cast(Precision, part["precision"]), channels["in"], channels["out"], **sizes)
+        template = Kernel(
+            part["op"], cast(Precision, part["precision"]), channels["in"], channels["out"], **sizes, coding=None
+        )
         return cls(template, "both" if len(varies) == 2 else cast(Axis, varies[0]))
 
     @classmethod

@@ -20,6 +20,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autocomp.hardware.ethos_u.encoded import EncodedWeights
+from autocomp.hardware.ethos_u.family import EthosFamily
 from autocomp.hardware.neighbours import Neighbours, fit_terms
 from autocomp.hardware.positions import position, sizes, up
 from autocomp.hardware.table import LatencyTable
@@ -173,17 +175,36 @@ class LatencyModel:
         grouped: dict[tuple[str, str], list[Kernel]] = {}
         for kernel in sorted(table):
             grouped.setdefault((kernel.op, kernel.precision), []).append(kernel)
-        families = {}
+        families: dict[tuple[str, str], Family] = {}
+        in_parts = any(row.parts is not None for row in table.values())
+        encoded = EncodedWeights(table)
         for (op, precision), kernels in grouped.items():
             if len(kernels) >= _FEWEST_ROWS:
                 latencies = np.array([table[kernel].latency_us for kernel in kernels])
-                families[op, precision] = _Family(op, kernels, latencies)
+                families[op, precision] = (
+                    EthosFamily(op, kernels, table, encoded) if in_parts else _Family(op, kernels, latencies)
+                )
         return cls(families, _bytes_model(table), table, (calibration or {}).get("relative_error", 0.0))
 
     @cached_property
     def families(self) -> tuple[tuple[str, str], ...]:
         """The (op, precision) that were fitted; any other is estimated from the bytes that it moves."""
         return tuple(sorted(self._families))
+
+    def parts_us(self, kernels: Sequence[Kernel]) -> Floats | None:
+        """Microseconds that array, feature-map memory and weight memory of an NPU are busy with each, shape (n, 3).
+
+        None for other devices. Zeros for a family that the table does not have.
+        """
+        npu = {family: model for family, model in self._families.items() if isinstance(model, EthosFamily)}
+        if not npu:
+            return None
+        found = np.zeros((len(kernels), 3))
+        for family, model in npu.items():
+            places = [place for place, kernel in enumerate(kernels) if (kernel.op, kernel.precision) == family]
+            if places:
+                found[places] = model.parts([kernels[place] for place in places])
+        return found
 
     def surprises(self) -> dict[Kernel, float]:
         """log(measured / what the other rows predict) of the fitted rows: large where a measurement was disturbed."""

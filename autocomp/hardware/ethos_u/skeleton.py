@@ -60,9 +60,9 @@ def _add(
     if node.free:
         return builder.reshape(name, inputs[0], (1, node.out_channels.count(policy)))
     if node.op == "add":
-        return builder.add(name, *inputs, _ANY)
+        return builder.add(name, inputs[0], inputs[1], _ANY)
     if node.op == "mul":
-        return builder.mul(name, *inputs, _ANY)
+        return builder.mul(name, inputs[0], inputs[1], _ANY)
     if node.op == "concat":
         return builder.concat(name, inputs)
     if node.op == "max_pool":
