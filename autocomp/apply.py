@@ -3,15 +3,16 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from autocomp.compress.network import QuantizedNetwork
 from autocomp.compress.prune import check_policy
+from autocomp.devices import Figures
 from autocomp.display import QuietDisplay
 from autocomp.errors import UserError
+from autocomp.export.writer import OnnxWriter
 from autocomp.policy import Policy
 from autocomp.prepare import prepare
-from autocomp.results import TestSplit, memory_bytes, milliseconds
+from autocomp.results import TestSplit
 from autocomp.run_folder import task_label
 from autocomp.settings import SearchSettings
 from autocomp.trial import TrialRunner
@@ -29,25 +30,22 @@ def compress(policy_path: Path, settings: SearchSettings) -> Path:
         check_policy(spec, policy)
         prepared.profile.check_executable(spec, policy, str(policy_path))
         out.mkdir(parents=True, exist_ok=True)
-        runner = TrialRunner(prepared.bench)
-        try:
+        with TrialRunner(prepared.bench, prepared.targets) as runner:
             reference = Path(folder, "float.onnx")
-            runner.writer.write(_frozen_float(runner), reference)
-            result = runner.run(policy, settings.seed, out / "model.onnx", settings.epochs)
-            held_out = TestSplit(prepared, Path(folder)).accuracy(out / "model.onnx", runner.scorer, reference)
-        finally:
-            runner.close()
-        cost = prepared.cost.of_policy(policy)
-        latency, low, high = milliseconds(cost)
+            OnnxWriter(runner.traced).write(QuantizedNetwork(runner.traced, Policy()).freeze(), reference)
+            result = runner.run(policy, settings.seed, out / "model", settings.epochs)
+            model = result.files[prepared.targets[0].suffix]
+            held_out = TestSplit(prepared, Path(folder)).accuracy(model, runner.scorer, reference)
+        made = result.primary
+        found = Figures.of(prepared.cost.of_policy(policy)).settled(made)
         figures = {
-            "accuracy": result.accuracy, "test_accuracy": held_out, "size_bytes": result.size_bytes,
-            "latency_ms": latency, "latency_low_ms": low, "latency_high_ms": high, "memory_bytes": memory_bytes(cost),
+            "accuracy": made.accuracy, "test_accuracy": held_out, "size_bytes": made.size_bytes,
+            "latency_ms": found.latency_ms, "latency_low_ms": found.latency_low_ms,
+            "latency_high_ms": found.latency_high_ms, "memory_bytes": round(found.memory_bytes),
             "provenance": prepared.provenance,
         }  # fmt: skip
+        if made.compiled_bytes is not None:
+            figures |= {"compiled_bytes": made.compiled_bytes, "cpu_operators": [*map(list, made.cpu_operators)]}
         (out / "figures.json").write_text(json.dumps(figures, indent=1))
         (out / "policy.json").write_text(policy.to_json())
     return out
-
-
-def _frozen_float(runner: TrialRunner) -> Any:
-    return QuantizedNetwork(runner.traced, Policy()).freeze()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autocomp.artifact import Artifact
 from autocomp.budget import Budget
 from autocomp.controllers import Costs
 from autocomp.errors import UserError
@@ -37,6 +38,19 @@ class Figures:
     def of(cls, cost: Cost) -> "Figures":
         """The first candidate of `cost`."""
         return cls(*(float(values[0]) for values in cost))
+
+    def settled(self, artifact: Artifact) -> "Figures":
+        """With what a file was found to take in the place of what was predicted.
+
+        A compiler's latency is of the whole model: nothing in it is interpolated, so that it has no band.
+        """
+        found = replace(self, size_bytes=float(artifact.stored_bytes))
+        if artifact.memory_bytes is not None:
+            found = replace(found, memory_bytes=float(artifact.memory_bytes))
+        if artifact.latency_ms is None:
+            return found
+        latency = artifact.latency_ms
+        return replace(found, latency_ms=latency, latency_low_ms=latency, latency_high_ms=latency)
 
     @property
     def bounded(self) -> tuple[float, float, float]:

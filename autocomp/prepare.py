@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from autocomp.artifact import Target
 from autocomp.bench import Bench
 from autocomp.budget import Budget
 from autocomp.compress.trace import trace
@@ -20,7 +21,7 @@ from autocomp.export.writer import OnnxWriter
 from autocomp.hardware.choices import choosable_kernels
 from autocomp.hardware.cost import CostModel, network_kernels
 from autocomp.hardware.estimator import LatencyModel
-from autocomp.hardware.latencies import known_latencies, latencies_for
+from autocomp.hardware.latencies import at_hand, known_latencies, latencies_for
 from autocomp.hardware.profile import HardwareProfile, find_profile
 from autocomp.hardware.strict import within_measured_range
 from autocomp.network import LayerSpec, NetworkSpec
@@ -56,13 +57,16 @@ class Prepared:
         """Of the primary device's latencies."""
         return self.profile.provenance_note
 
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What files are made for, the primary device first."""
+        return tuple(Target.of(device.profile) for device in self.devices)
+
 
 def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepared:
     """Load and trace the task, fill or read the latency table, build space and costs; the bench goes to `folder`."""
-    profiles = [find_profile(name) for name in settings.profiles]
+    profiles = [at_hand(find_profile(name)) for name in settings.profiles]
     for profile in profiles:
-        if not profile.on_the_spot:
-            _ = profile.latencies  # a fault in the table is worth knowing before a network is trained
         if profile.staleness is not None:
             display.note(f"warning: {profile.staleness}")
     task = _load_task(settings, display)

@@ -7,10 +7,11 @@ the Schedule, which decides. Actors are reused between trials, so that the netwo
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autocomp.artifact import Target
 from autocomp.bench import Bench
 from autocomp.errors import RunError
 from autocomp.outcome import Candidate
@@ -37,8 +38,10 @@ _ENVIRONMENT = {
     "RAY_worker_niceness": "0",
 }
 
-#: Called in the driver with a candidate's id, its report, and the bytes of its file (empty where there is none).
-OnResult = Callable[[int, Report, bytes], None]
+#: Content of each file that a trial made, by what follows the candidate's id in its name; empty where it failed.
+Files = Mapping[str, bytes]
+#: Called in the driver with a candidate's id, its report and its files.
+OnResult = Callable[[int, Report, Files], None]
 
 
 def run_trials(
@@ -46,16 +49,19 @@ def run_trials(
     bench: Bench,
     on_result: OnResult,
     *,
+    targets: Sequence[Target],
     seed: int,
     workers: int,
     address: str | None = None,
     epochs: float | None = None,
     work: Callable[[dict[str, Any]], Any] | None = None,
 ) -> None:
-    """Run the schedule to its end. workers: trials at once, one CPU each. address: a cluster to join.
+    """Run the schedule to its end. targets: what files are made for. workers: trials at once, one CPU each.
+
+    address: a cluster to join.
 
     work: what an actor does instead of real trials (a benchmark's empty trial); called with the context, it returns
-    an object with `run(candidate id, policy) -> (Report, bytes)`. KeyboardInterrupt passes through after Ray was shut
+    an object with `run(candidate id, policy) -> (Report, Files)`. KeyboardInterrupt passes through after Ray was shut
     down; RunError where Ray cannot be started or joined.
     """
     for name, value in _ENVIRONMENT.items():
@@ -71,6 +77,7 @@ def run_trials(
         mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
         context = {
             "folder": str(bench.folder), "seed": seed, "epochs": epochs, "mailbox": mailbox, "work": work,
+            "targets": tuple(targets),
             # A cluster's other machines do not see this one's files.
             "files": ray.put(bench.files()) if address else None, "digest": bench.digest if address else "",
         }  # fmt: skip
@@ -117,12 +124,12 @@ class _Mailbox:
     """Where workers leave what is too large for Tune's result records: reports and files, by candidate."""
 
     def __init__(self) -> None:
-        self.parcels: dict[int, tuple[Report, bytes]] = {}
+        self.parcels: dict[int, tuple[Report, Files]] = {}
 
-    def put(self, candidate: int, report: Report, content: bytes) -> None:
-        self.parcels[candidate] = (report, content)
+    def put(self, candidate: int, report: Report, files: Files) -> None:
+        self.parcels[candidate] = (report, files)
 
-    def take(self, candidate: int) -> tuple[Report, bytes] | None:
+    def take(self, candidate: int) -> tuple[Report, Files] | None:
         return self.parcels.pop(candidate, None)
 
 
@@ -137,21 +144,22 @@ class _Work:
         if not folder.is_dir() and files is not None:
             folder = Path(self.scratch.name, "bench")
             Bench.from_files(files, folder)
-        self.runner = TrialRunner(Bench(folder))
+        self.runner = TrialRunner(Bench(folder), context["targets"])
         self.seed, self.epochs = int(context["seed"]), context["epochs"]
 
-    def run(self, candidate: int, policy: Policy) -> tuple[Report, bytes]:
-        path = Path(self.scratch.name, "model.onnx")
+    def run(self, candidate: int, policy: Policy) -> tuple[Report, Files]:
+        stem = Path(self.scratch.name, "model")
         started = time.perf_counter()
         try:
-            result = self.runner.run(policy, trial_seed(self.seed, candidate), path, self.epochs)
+            result = self.runner.run(policy, trial_seed(self.seed, candidate), stem, self.epochs)
         except RunError as error:
-            return Report(error=str(error), seconds=time.perf_counter() - started), b""
+            return Report(error=str(error), seconds=time.perf_counter() - started), {}
         except Exception as error:  # noqa: BLE001  (one trial's fault must not end the search; its reason is kept)
             message = f"{type(error).__name__}: {str(error).strip()[:300]}"
-            return Report(error=message, seconds=time.perf_counter() - started), b""
+            return Report(error=message, seconds=time.perf_counter() - started), {}
         seconds = time.perf_counter() - started
-        return Report(result.accuracy, result.size_bytes, seconds, "", result.details), path.read_bytes()
+        files = {suffix: path.read_bytes() for suffix, path in result.files.items()}
+        return Report(result.artifacts, seconds, details=result.details), files
 
 
 def trial_seed(seed: int, candidate: int) -> int:
@@ -176,8 +184,8 @@ def _make_trainable(tune: Any, ray: Any) -> Any:
 
         def step(self) -> dict[str, Any]:
             candidate = int(self.job["candidate"])
-            report, content = self.work.run(candidate, Policy.from_json(self.job["policy"]))
-            ray.get(self.mailbox.put.remote(candidate, report, content))
+            report, files = self.work.run(candidate, Policy.from_json(self.job["policy"]))
+            ray.get(self.mailbox.put.remote(candidate, report, files))
             return {"candidate": candidate, "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -223,7 +231,7 @@ def _make_searcher(tune: Any, ray: Any, schedule: Schedule, mailbox: Any, on_res
             try:
                 parcel = ray.get(self.mailbox.take.remote(candidate))
                 if parcel is None:
-                    parcel = Report(error="the worker died before the trial ended"), b""
+                    parcel = Report(error="the worker died before the trial ended"), {}
                 self.on_result(candidate, *parcel)
             except Exception as fault:  # noqa: BLE001
                 self.fault = fault

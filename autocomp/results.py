@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,66 +11,95 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocomp import rundir
+from autocomp.artifact import Artifact, Target
 from autocomp.bench import answers_of
 from autocomp.budget import Budget
-from autocomp.devices import Devices, Figures
+from autocomp.devices import Device, Devices, Figures
 from autocomp.export.score import Scorer, layer_outputs
-from autocomp.hardware.cost import Cost
+from autocomp.front import non_dominated
 from autocomp.journal import Entry
 from autocomp.policy import Policy
 from autocomp.prepare import Prepared, plain_int8
 from autocomp.schedule import Schedule, pareto_front
 from autocomp.trial import TrialRunner
 
+FLOAT_FILE = f"{rundir.MODELS}/float.onnx"
 COLUMNS = (
     "id", "controller", "accuracy", "test_accuracy", "float_accuracy", "size_bytes", "latency_ms", "latency_low_ms",
     "latency_high_ms", "extrapolated_share", "memory_bytes", "provenance", "file",
 )  # fmt: skip
+#: Where a compiler has the last word on what the device stores.
+COMPILED_COLUMNS = ("compiled_file", "compiled_bytes", "cpu_operators")
 
 
 def measure_references(prepared: Prepared, run: Path) -> dict[str, rundir.Measured]:
-    """Float and plain int8, as files, measured as the front is. They are no candidates: no budget applies to them."""
-    runner = TrialRunner(prepared.bench)
+    """Float and plain int8, as files, measured as the front is. They are no candidates: no budget applies to them.
+
+    The float network is an ONNX file whatever the devices take: where they have no floating point, it says how
+    accurate the network was, and has no latency.
+    """
+    spec = prepared.bench.traced.spec
+    profiles = [device.profile for device in prepared.devices]
     test = TestSplit(prepared, Path(prepared.bench.folder))
     found: dict[str, rundir.Measured] = {}
-    int8 = plain_int8(prepared.bench.traced.spec, *(device.profile for device in prepared.devices))
-    try:
-        for name, policy in (("float", Policy()), ("int8", int8)):
-            file = f"{rundir.MODELS}/{name}.onnx"
-            result = runner.run(policy, prepared.settings.seed, run / file, epochs=0)
-            cost = prepared.cost.of_policy(policy)
-            found[name] = rundir.Measured(
-                name, result.accuracy, test.accuracy(run / file, runner.scorer, run / rundir.MODELS / "float.onnx"),
-                result.size_bytes, *milliseconds(cost), memory_bytes=memory_bytes(cost),
-                extrapolated_share=round(prepared.cost.extrapolated_share(policy), 4),
-                provenance=prepared.provenance, file=file,
-                devices=_on_devices(prepared.devices, prepared.devices.figures_of_policy(policy)),
-            )  # fmt: skip
-            (run / rundir.POLICIES / f"{name}.json").write_text(policy.to_json())
-    finally:
-        runner.close()
+    for name, policy in (("float", Policy()), ("int8", plain_int8(spec, *profiles))):
+        executable = [device for device in prepared.devices if device.profile.executes_all(spec, policy)]
+        targets = [Target.of(device.profile) for device in executable] or [Target("float")]
+        with TrialRunner(prepared.bench, targets) as runner:
+            result = runner.run(policy, prepared.settings.seed, run / rundir.MODELS / name, epochs=0)
+            figures = {device.name: _figures(device, policy, result.artifacts[device.name]) for device in executable}
+            found[name] = _measured(prepared, name, policy, result.artifacts, figures, run, test, runner.scorer)
+        (run / rundir.POLICIES / f"{name}.json").write_text(policy.to_json())
     (run / rundir.REFERENCES).write_text(json.dumps([asdict(m) for m in found.values()], indent=1))
     return found
 
 
-def milliseconds(cost: Cost) -> tuple[float, float, float]:
-    return float(cost.latency_ms[0]), float(cost.latency_low_ms[0]), float(cost.latency_high_ms[0])
+def _figures(device: Device, policy: Policy, artifact: Artifact) -> Figures:
+    return Figures.of(device.cost.of_policy(policy)).settled(artifact)
 
 
-def memory_bytes(cost: Cost) -> int:
-    return round(float(cost.memory_bytes[0]))
+def _measured(
+    prepared: Prepared, name: str, policy: Policy, artifacts: Mapping[str, Artifact], figures: Mapping[str, Figures],
+    run: Path, test: "TestSplit", scorer: Scorer,
+) -> rundir.Measured:  # fmt: skip
+    """All that is known of a candidate or a reference. artifacts, figures: by device, as far as they execute it."""
+    primary = prepared.devices.primary
+    target = Target.of(primary.profile) if primary.name in artifacts else Target("float")
+    made = artifacts.get(primary.name, next(iter(artifacts.values())))
+    file = f"{rundir.MODELS}/{name}{target.suffix}"
+    theirs = figures.get(primary.name)
+    latency = low = high = None
+    if theirs is not None:
+        latency, low, high = theirs.latency_ms, theirs.latency_low_ms, theirs.latency_high_ms
+    # A compiler's figure is of the whole model: nothing of it comes from the table.
+    from_table = theirs is not None and made.latency_ms is None
+    return rundir.Measured(
+        name, made.accuracy, test.accuracy(run / file, scorer, run / FLOAT_FILE), made.size_bytes,
+        latency, low, high,
+        provenance=prepared.provenance, file=file,
+        memory_bytes=round(theirs.memory_bytes) if theirs else None,
+        extrapolated_share=round(primary.cost.extrapolated_share(policy), 4) if from_table else None,
+        compiled_file="" if made.compiled_bytes is None else f"{rundir.MODELS}/{name}{target.compiled_suffix}",
+        compiled_bytes=made.compiled_bytes,
+        cpu_operators="; ".join(f"{operator}: {reason}" for operator, reason in made.cpu_operators),
+        devices=_on_devices(prepared.devices, name, artifacts, figures),
+    )  # fmt: skip
 
 
-def _on_devices(devices: Devices, figures: Sequence[Figures]) -> dict[str, rundir.OnDevice]:
-    """Figures of one policy by device; empty where there is one device only."""
-    if not devices.several:
-        return {}
-    return {
-        device.name: rundir.OnDevice(
-            found.latency_ms, found.latency_low_ms, found.latency_high_ms, device.profile.provenance_note
-        )
-        for device, found in zip(devices, figures, strict=True)
-    }
+def _on_devices(
+    devices: Devices, name: str, artifacts: Mapping[str, Artifact], figures: Mapping[str, Figures]
+) -> dict[str, rundir.OnDevice]:
+    """What a candidate or reference is on each device that executes it; empty where there is one device only."""
+    found = {}
+    for device in devices if devices.several else ():
+        if device.name in figures:
+            made, theirs, target = artifacts[device.name], figures[device.name], Target.of(device.profile)
+            compiled = "" if made.compiled_bytes is None else f"{rundir.MODELS}/{name}{target.compiled_suffix}"
+            found[device.name] = rundir.OnDevice(
+                theirs.latency_ms, theirs.latency_low_ms, theirs.latency_high_ms, device.profile.provenance_note,
+                made.accuracy, made.size_bytes, f"{rundir.MODELS}/{name}{target.suffix}", made.compiled_bytes, compiled,
+            )  # fmt: skip
+    return found
 
 
 class TestSplit:
@@ -109,40 +138,54 @@ def write_results(
     The front of a search for several devices is thinned to what nothing else on it dominates by the primary device's
     latency: the rows of front.csv are a front by themselves, whoever reads them.
     """
-    complete = [e for e in schedule.complete() if (run / rundir.MODELS / f"{e.id}.onnx").is_file()]
+    suffixes = dict.fromkeys(suffix for target in prepared.targets for suffix in target.suffixes)
+    models = run / rundir.MODELS
+    complete = [e for e in schedule.complete() if all((models / f"{e.id}{suffix}").is_file() for suffix in suffixes)]
     within = admitted(complete, prepared.settings.budget, references["float"].accuracy)
     front = pareto_front(schedule.joint_front(within))
     test = TestSplit(prepared, prepared.bench.folder)
-    rows = []
+    points = []
     with Scorer() as scorer:
         for entry in front:
-            file = f"{rundir.MODELS}/{entry.id}.onnx"
-            on_devices = _on_devices(prepared.devices, prepared.devices.recorded(entry.details))
-            rows.append({
-                "id": entry.id, "controller": prepared.settings.controller, "accuracy": entry.outcome.accuracy,
-                "test_accuracy": test.accuracy(run / file, scorer, run / rundir.MODELS / "float.onnx"),
-                "float_accuracy": references["float"].accuracy, "size_bytes": (run / file).stat().st_size,
-                "latency_ms": entry.outcome.latency_ms, "latency_low_ms": entry.latency_low_ms,
-                "latency_high_ms": entry.latency_high_ms,
-                "extrapolated_share": round(prepared.cost.extrapolated_share(entry.policy), 4),
-                "memory_bytes": memory_bytes(prepared.cost.of_policy(entry.policy)),
-                "provenance": prepared.provenance, "file": file,
-                **{column: value for name, on in on_devices.items() for column, value in on.to_columns(name).items()},
-            })  # fmt: skip
+            artifacts = {name: Artifact.from_dict(values) for name, values in entry.details["artifacts"].items()}
+            figures = {d.name: _figures(d, entry.policy, artifacts[d.name]) for d in prepared.devices}
+            points.append(_measured(prepared, str(entry.id), entry.policy, artifacts, figures, run, test, scorer))
             (run / rundir.POLICIES / f"{entry.id}.json").write_text(entry.policy.to_json())
-    names = [device.name for device in prepared.devices] if prepared.devices.several else []
-    _write_front(run / rundir.FRONT, rows, [*COLUMNS, *rundir.device_columns(names)])
-    keep = {f"{e.id}.onnx" for e in front} | {"float.onnx", "int8.onnx"}
-    for path in (run / rundir.MODELS).iterdir():
+    kept = _by_file_bytes(points)
+    _write_front(run / rundir.FRONT, [_row(point, prepared, references["float"]) for point in kept], prepared)
+    names = [*(point.name for point in kept), *references]
+    keep = {f"{name}{suffix}" for name in names for suffix in suffixes} | {Path(FLOAT_FILE).name}
+    for path in models.iterdir():
         if path.name not in keep:
             path.unlink()
-    return front
+    return [entry for entry in front if str(entry.id) in {point.name for point in kept}]
 
 
-def _write_front(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+def _by_file_bytes(points: Sequence[rundir.Measured]) -> list[rundir.Measured]:
+    """Those that none dominates by accuracy, bytes of the file and latency either, as a reader of front.csv sees them.
+
+    Only a compiler makes a difference: it may need fewer bytes for a file that is no smaller.
+    """
+    if not points:
+        return []
+    kept = non_dominated([(-point.accuracy, point.size_bytes, point.latency_ms or 0.0) for point in points])
+    return [point for point, keep in zip(points, kept, strict=True) if keep]
+
+
+def _row(point: rundir.Measured, prepared: Prepared, reference: rundir.Measured) -> dict[str, Any]:
+    """A point as front.csv has it."""
+    own = {"id": point.name, "controller": prepared.settings.controller, "float_accuracy": reference.accuracy}
+    columns = {name: value for device, on in point.devices.items() for name, value in on.to_columns(device).items()}
+    return {name: value for name, value in asdict(point).items() if name not in ("name", "devices")} | own | columns
+
+
+def _write_front(path: Path, rows: Sequence[dict[str, Any]], prepared: Prepared) -> None:
+    devices = [device.name for device in prepared.devices] if prepared.devices.several else []
+    compiled = COMPILED_COLUMNS if prepared.profile.accelerator is not None else ()
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns)
+        columns = [*COLUMNS, *compiled, *rundir.device_columns(devices)]
+        writer = csv.DictWriter(handle, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(path)

@@ -10,10 +10,10 @@ models/, policies/, report.html
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -24,16 +24,26 @@ from autocomp.policy import Policy
 
 SETTINGS, NETWORK, FRONT, REFERENCES = "run.yaml", "network.json", "front.csv", "references.json"
 MODELS, POLICIES, REPORT = "models", "policies", "report.html"
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
 class OnDevice:
-    """What a file takes on one of a run's devices. Milliseconds; provenance: where they come from."""
+    """What a candidate is on one of a run's devices. Milliseconds; provenance: where they come from.
+
+    accuracy, size_bytes, file: of the file that the device's runtime takes. compiled_file, compiled_bytes: what a
+    compiler made of it for the device; "" and None without one.
+    """
 
     latency_ms: float
     latency_low_ms: float
     latency_high_ms: float
     provenance: str
+    accuracy: float
+    size_bytes: int
+    file: str
+    compiled_bytes: int | None = None
+    compiled_file: str = ""
 
     def to_columns(self, device: str) -> dict[str, Any]:
         """As front.csv names them: "latency_ms:mobile_arm", …"""
@@ -42,7 +52,11 @@ class OnDevice:
     @classmethod
     def from_columns(cls, row: Mapping[str, Any], device: str) -> "OnDevice":
         low, high = float(row[f"latency_low_ms:{device}"]), float(row[f"latency_high_ms:{device}"])
-        return cls(float(row[f"latency_ms:{device}"]), low, high, str(row.get(f"provenance:{device}") or ""))
+        return cls(
+            float(row[f"latency_ms:{device}"]), low, high, str(row.get(f"provenance:{device}") or ""),
+            float(row[f"accuracy:{device}"]), int(row[f"size_bytes:{device}"]), str(row[f"file:{device}"]),
+            _optional(row.get(f"compiled_bytes:{device}"), int), str(row.get(f"compiled_file:{device}") or ""),
+        )  # fmt: skip
 
 
 def device_columns(devices: Sequence[str]) -> list[str]:
@@ -55,24 +69,40 @@ class Measured:
     """A file's figures. name: the candidate's id, or "float" / "int8" for a reference.
 
     accuracy: on the validation split; test_accuracy: on the test split, None before it was scored. Both in [0, 1].
-    latency_low_ms, latency_high_ms: the table's band. file: path inside the run directory, "" for none.
-    memory_bytes: predicted peak of activations. extrapolated_share: of the latency, what the table does not reach, a
-    fraction. Both None in runs of releases that did not predict them. devices: by name, in a run for several; the
-    figures above are those of the first, the primary one.
+    latency_low_ms, latency_high_ms: the table's band. All three are None for a reference that the device does not
+    execute. file: path inside the run directory, "" for none. memory_bytes: predicted peak of activations.
+    extrapolated_share: of the latency, what the table does not reach, a fraction. Both None in runs of releases that
+    did not predict them. compiled_file, compiled_bytes: what the device's compiler made of the file; cpu_operators:
+    what it leaves to the CPU, with its reasons. devices: by name, in a run for several; the figures above are those of
+    the first, the primary one.
     """
 
     name: str
     accuracy: float
     test_accuracy: float | None
     size_bytes: int
-    latency_ms: float
-    latency_low_ms: float
-    latency_high_ms: float
+    latency_ms: float | None
+    latency_low_ms: float | None
+    latency_high_ms: float | None
     provenance: str = ""
     file: str = ""
     memory_bytes: int | None = None
     extrapolated_share: float | None = None
+    compiled_file: str = ""
+    compiled_bytes: int | None = None
+    cpu_operators: str = ""
     devices: Mapping[str, OnDevice] = field(default_factory=dict)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the device stores."""
+        return self.size_bytes if self.compiled_bytes is None else self.compiled_bytes
+
+    def latency_on(self, device: str = "") -> float | None:
+        """Milliseconds on a device of a run for several, or on the only one; None where it does not execute this."""
+        if not device:
+            return self.latency_ms
+        return self.devices[device].latency_ms if device in self.devices else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +141,36 @@ class RunData:
         return self.references.get("float")
 
     @property
+    def baseline(self) -> Measured | None:
+        """What bytes and latencies are compared with: float, or plain int8 where a device has no floating point."""
+        return self.baseline_on(self.devices[0] if self.devices else "")
+
+    def baseline_on(self, device: str) -> Measured | None:
+        """The same for one of several devices."""
+        reference = self.float_reference
+        if reference is None or reference.latency_on(device) is not None:
+            return reference
+        return self.references.get("int8")
+
+    def smaller(self, measured: Measured) -> float | None:
+        """How many times smaller than the baseline; None for what cannot be compared."""
+        baseline = self.baseline
+        if baseline is None or measured in (baseline, self.float_reference):
+            return None
+        return baseline.stored_bytes / measured.stored_bytes
+
+    def faster(self, measured: Measured, device: str = "") -> float | None:
+        """How many times faster than the baseline, on one of several devices or on the only one; None as above."""
+        baseline = self.baseline_on(device)
+        latency = measured.latency_on(device)
+        compared = None if baseline is None or measured is baseline else baseline.latency_on(device)
+        return None if compared is None or latency is None else compared / latency
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """Names of the devices, the primary one first; empty for a run for one device."""
-        shown = [*self.front, *self.references.values()]
-        return tuple(shown[0].devices) if shown else ()
+        # Each point is executed by all of them, the float network perhaps by some.
+        return max((tuple(m.devices) for m in (*self.front, *self.references.values())), key=len, default=())
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -221,22 +277,28 @@ def _read_policies(run: Path, front: tuple[Measured, ...], entries: tuple[Entry,
 
 
 def _measured(row: Mapping[str, Any], devices: Mapping[str, OnDevice]) -> Measured:
-    test, memory, beyond = (row.get(name) for name in ("test_accuracy", "memory_bytes", "extrapolated_share"))
-    latency = float(row["latency_ms"])
     return Measured(
         name=str(row["name"]),
         accuracy=float(row["accuracy"]),
-        test_accuracy=None if test in (None, "") else float(test),
+        test_accuracy=_optional(row.get("test_accuracy"), float),
         size_bytes=int(float(row["size_bytes"])),
-        latency_ms=latency,
-        latency_low_ms=float(row["latency_low_ms"]),
-        latency_high_ms=float(row["latency_high_ms"]),
+        latency_ms=_optional(row["latency_ms"], float),
+        latency_low_ms=_optional(row["latency_low_ms"], float),
+        latency_high_ms=_optional(row["latency_high_ms"], float),
         provenance=str(row.get("provenance") or ""),
         file=str(row.get("file") or ""),
-        memory_bytes=None if memory in (None, "") else int(float(memory)),
-        extrapolated_share=None if beyond in (None, "") else float(beyond),
+        memory_bytes=_optional(row.get("memory_bytes"), int),
+        extrapolated_share=_optional(row.get("extrapolated_share"), float),
+        compiled_file=str(row.get("compiled_file") or ""),
+        compiled_bytes=_optional(row.get("compiled_bytes"), int),
+        cpu_operators=str(row.get("cpu_operators") or ""),
         devices=devices,
     )
+
+
+def _optional(value: Any, kind: Callable[[float], Number]) -> Number | None:
+    """A number, None for an empty cell or a missing one."""
+    return None if value in (None, "") else kind(float(value))
 
 
 def _fault(error: Exception) -> str:

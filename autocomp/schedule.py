@@ -6,13 +6,14 @@ the sequence depends on outcomes alone, and a resumed search walks it again from
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 import numpy as np
 
+from autocomp.artifact import Artifact
 from autocomp.controllers.base import Controller
 from autocomp.devices import Device, Devices, Figures
 from autocomp.display import SearchState
@@ -31,10 +32,12 @@ class Next(Enum):
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker says about a trial: error is the reason of a failure, "" if it completed."""
+    """What a worker says about a trial.
 
-    accuracy: float | None = None
-    size_bytes: int | None = None
+    artifacts: by device, the primary one's first; empty if the trial failed, for the reason that `error` gives.
+    """
+
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
     details: dict[str, Any] = field(default_factory=dict)
@@ -103,18 +106,21 @@ class Schedule:
         """Record what came back for a candidate."""
         candidate = self._candidates[candidate_id]
         figures = self.devices.figures_of_policy(candidate.policy)
-        details = {**report.details, "predicted_bytes": figures[0].size_bytes}
-        if report.error or report.accuracy is None or report.size_bytes is None:
+        made = {device: artifact.to_dict() for device, artifact in report.artifacts.items()}
+        details = {**report.details, "predicted_bytes": figures[0].size_bytes, "artifacts": made}
+        if report.error or not report.artifacts:
             outcome = Outcome(Status.FAILED, reason=report.error or "the trial gave no result")
             return self._record(candidate, outcome, figures, report.seconds, details)
-        # The prediction let it through, and the file may be larger: the file decides.
-        figures = [replace(figure, size_bytes=report.size_bytes) for figure in figures]
+        # The prediction let it through, and the files may take more: the files decide.
+        figures = [figure.settled(a) for figure, a in zip(figures, report.artifacts.values(), strict=True)]
+        size, latency = round(figures[0].size_bytes), figures[0].latency_ms
         broken = self.devices.broken(figures)
         if broken is not None:
-            reason = f"the file has {report.size_bytes:,} bytes, over the budget of {self._bounds_of(broken[0])}"
-            outcome = Outcome(Status.INFEASIBLE, None, report.size_bytes, figures[0].latency_ms, reason)
+            device, theirs, constraint = broken
+            reason = f"the file takes {theirs}; {constraint} breaks the budget of {self._bounds_of(device)}"
+            outcome = Outcome(Status.INFEASIBLE, None, size, latency, reason)
         else:
-            outcome = Outcome(Status.COMPLETE, report.accuracy, report.size_bytes, figures[0].latency_ms)
+            outcome = Outcome(Status.COMPLETE, next(iter(report.artifacts.values())).accuracy, size, latency)
         return self._record(candidate, outcome, figures, report.seconds, details)
 
     def complete(self) -> list[Entry]:

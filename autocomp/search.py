@@ -91,18 +91,20 @@ def _make_schedule(
 
 
 def _run_trials(prepared: Prepared, schedule: Schedule, run: Path, references: dict[str, rundir.Measured]) -> None:
-    from autocomp.ray_tune import run_trials
+    from autocomp.ray_tune import Files, run_trials
 
-    def on_result(candidate: int, report: Report, content: bytes) -> None:
-        if content:
-            # The file lies there before the journal says so: a kill in between costs one trial, never a point.
-            rundir.write_whole(run / rundir.MODELS / f"{candidate}.onnx", content)
+    def on_result(candidate: int, report: Report, files: Files) -> None:
+        paths = {suffix: run / rundir.MODELS / f"{candidate}{suffix}" for suffix in files}
+        # The files lie there before the journal says so: a kill in between costs one trial, never a point.
+        for suffix, content in files.items():
+            rundir.write_whole(paths[suffix], content)
         entry = schedule.finished(candidate, report)
         if entry not in schedule.front():
-            (run / rundir.MODELS / f"{candidate}.onnx").unlink(missing_ok=True)
+            for path in paths.values():
+                path.unlink(missing_ok=True)
 
     settings = prepared.settings
     run_trials(
-        schedule, prepared.bench, on_result, seed=settings.seed, workers=workers_of(settings), address=settings.address,
-        epochs=settings.epochs,
+        schedule, prepared.bench, on_result, targets=prepared.targets, seed=settings.seed,
+        workers=workers_of(settings), address=settings.address, epochs=settings.epochs,
     )  # fmt: skip

@@ -1,22 +1,28 @@
-"""One trial: a policy goes in, a verified file comes out."""
+"""One trial: a policy goes in, verified files come out."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import torch
 
+from autocomp.artifact import Artifact, Target
 from autocomp.bench import Bench
 from autocomp.compress.finetune import finetune, outputs_of
-from autocomp.compress.network import QuantizedNetwork
+from autocomp.compress.network import CompressedNetwork, QuantizedNetwork
 from autocomp.compress.prune import select_channels
 from autocomp.compress.reconstruct import reconstruct
 from autocomp.compress.renormalize import Renormalized
+from autocomp.compress.trace import Traced
 from autocomp.errors import RunError
 from autocomp.export.score import Scorer, layer_outputs, precision_faults
+from autocomp.export.tflite_writer import TfliteWriter
 from autocomp.export.writer import OnnxWriter
+from autocomp.hardware.ethos_u.compiler import compile_tflite
 from autocomp.policy import Policy
 
 #: Examples that activation ranges are chosen on, and how many go through the network at once.
@@ -37,42 +43,59 @@ _NO_TRAINING_BITS = 6.0
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial measured. accuracy: of the file, on the validation split, scored in another process.
+    """What a trial measured.
 
-    details: plain values for the journal: simulated_accuracy (torch, before export), loss, seconds per step.
+    artifacts: by device, the first target's first. files: path of each file that was made, by what follows the
+    candidate's id in its name. details: plain values for the journal: simulated_accuracy (torch, before export),
+    loss, seconds per step.
     """
 
-    accuracy: float
-    size_bytes: int
+    artifacts: dict[str, Artifact]
+    files: dict[str, Path]
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def primary(self) -> Artifact:
+        """The first device's: its figures steer the search."""
+        return next(iter(self.artifacts.values()))
 
 
 class TrialRunner:
-    """Runs trials of one bench, one after the other, in this process and its scoring process."""
+    """Runs trials of one bench for some devices, one after the other, in this process and its scoring process."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, targets: Sequence[Target]) -> None:
         torch.set_num_threads(1)
         self.bench = bench
+        self.targets = tuple(targets)
         self.traced = bench.traced
-        self.writer = OnnxWriter(self.traced)
+        self.writers = {target.suffix: _writer(self.traced, target) for target in self.targets}
         self.scorer = Scorer()
         self._outputs = layer_outputs(self.traced)
 
     def close(self) -> None:
         self.scorer.close()
 
-    def run(self, policy: Policy, seed: int, path: Path, epochs: float | None = None) -> TrialResult:
-        """Compress by `policy`, write the file to `path` and score it.
+    def __enter__(self) -> Self:
+        return self
 
-        The same policy, seed and epochs give the same file. RunError with the reason where training diverges, the
-        file does not run, a layer does not execute as the policy says, or the file's accuracy is not what torch
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, policy: Policy, seed: int, stem: Path, epochs: float | None = None) -> TrialResult:
+        """Compress by `policy`, write the devices' files, named `stem` and a suffix, and score them.
+
+        The same policy, seed and epochs give the same files. RunError with the reason where training diverges, a file
+        does not run or compile, a layer does not execute as the policy says, or a file's accuracy is not what torch
         simulated.
         """
         bench = self.bench
         torch.manual_seed(seed)
         started = time.perf_counter()
         epochs = float(bench.settings["epochs"]) if epochs is None else epochs
-        network = QuantizedNetwork(self.traced, policy)
+        integer_only = any(target.integer_only for target in self.targets)
+        network = QuantizedNetwork(self.traced, policy, integer_only=integer_only)
         steps: dict[str, float] = {}
         if self._is_pruned(policy):
             # Recover in float first: ranges that are chosen on a broken network are wrong ones.
@@ -87,18 +110,39 @@ class TrialRunner:
         if not np.isfinite(loss):
             raise RunError("finetuning diverged: the loss is not a number")
         compressed = network.freeze()
-        size = self.writer.write(compressed, path)
         simulated = self._accuracy(outputs_of(network.module, bench.validation_inputs))
-        scored = self.scorer.score(path, bench.validation_inputs_path, self._outputs)
-        accuracy = self._accuracy(scored.outputs)
+        artifacts, files = self._artifacts(compressed, stem, simulated)
         steps["seconds"] = time.perf_counter() - started
-        faults = precision_faults(policy, scored.executed)
-        if faults:
-            raise RunError("; ".join(faults[:3]))
-        self._check_gap(simulated, accuracy)
         details: dict[str, Any] = {"simulated_accuracy": simulated, "loss": loss}
         details |= {name: round(value, 3) for name, value in steps.items()}
-        return TrialResult(accuracy, size, details)
+        return TrialResult(artifacts, files, details)
+
+    def _artifacts(
+        self, network: CompressedNetwork, stem: Path, simulated: float
+    ) -> tuple[dict[str, Artifact], dict[str, Path]]:
+        """Each format is written and scored once, whichever devices share it, and compiled for each that needs it."""
+        files = {suffix: stem.with_name(stem.name + suffix) for suffix in self.writers}
+        written: dict[str, Artifact] = {}
+        for suffix, writer in self.writers.items():
+            size = writer.write(network, files[suffix])
+            scored = self.scorer.score(files[suffix], self.bench.validation_inputs_path, self._outputs)
+            faults = precision_faults(network.policy, scored.executed)
+            if faults:
+                raise RunError("; ".join(faults[:3]))
+            written[suffix] = Artifact(self._accuracy(scored.outputs), size)
+            self._check_gap(simulated, written[suffix].accuracy)
+        artifacts = {}
+        for target in self.targets:
+            artifacts[target.device] = written[target.suffix]
+            if target.accelerator is not None:
+                compiled = compile_tflite(files[target.suffix], stem.parent, target.accelerator)
+                path = stem.with_name(stem.name + target.compiled_suffix)
+                files[target.compiled_suffix] = compiled.path.replace(path)
+                artifacts[target.device] = replace(
+                    written[target.suffix], compiled_bytes=compiled.size_bytes, latency_ms=compiled.latency_ms,
+                    memory_bytes=compiled.sram_bytes, cpu_operators=compiled.fallbacks,
+                )  # fmt: skip
+        return artifacts, files
 
     def _recover(self, network: QuantizedNetwork, policy: Policy, epochs: float, seed: int) -> None:
         """Refit the layers of a pruned network to what they gave before, then train it with batch-norm in place."""
@@ -146,7 +190,7 @@ class TrialRunner:
         """Bits a weight, averaged over all weights; 32 for float."""
         layers = self.traced.spec.layers
         weights = sum(layer.weights(policy) for layer in layers)
-        return sum(layer.weights(policy) * (policy.layer(layer.name).weight_bits or 32) for layer in layers) / weights
+        return sum(layer.weights(policy) * (policy.layer(layer.name).stored_bits or 32) for layer in layers) / weights
 
     def _finetune(self, network: QuantizedNetwork, epochs: float, seed: int, faster: float = 1.0) -> float:
         bench = self.bench
@@ -168,3 +212,8 @@ class TrialRunner:
                 f"the file scores {accuracy:.4f} where torch simulated {simulated:.4f}: "
                 f"more than the {tolerance:.3f} that rounding explains"
             )
+
+
+def _writer(traced: Traced, target: Target) -> OnnxWriter | TfliteWriter:
+    """UserError where the format cannot express the network."""
+    return OnnxWriter(traced) if target.format == "onnx" else TfliteWriter(traced)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autocomp.artifact import Artifact
 from autocomp.budget import Budget
 from autocomp.devices import Device, Devices
 from autocomp.errors import RunError
@@ -62,9 +63,13 @@ def schedule(folder, controller: Controller | None = None, *, lag: int = 4, budg
     return Schedule(controller or Controller(), Devices([device], np.zeros(2, int)), Journal(folder), lag=lag, **more)
 
 
+def done(accuracy: float, size_bytes: int, seconds: float = 0.0) -> Report:
+    return Report({"device": Artifact(accuracy, size_bytes)}, seconds)
+
+
 def report(candidate: Candidate) -> Report:
     """A trial's result, which depends on the candidate alone."""
-    return Report(accuracy=((candidate.genes[0] * 7 + candidate.id * 3) % 11) / 11, size_bytes=90, seconds=1.0)
+    return done(((candidate.genes[0] * 7 + candidate.id * 3) % 11) / 11, 90, seconds=1.0)
 
 
 def play(plan: Schedule, workers: int, rng: random.Random, stop_after: int | None = None) -> None:
@@ -184,7 +189,7 @@ def test_an_infeasible_candidate_spends_no_trial(tmp_path):
 def test_a_file_over_the_budget_is_infeasible_whatever_was_predicted(tmp_path):
     plan = schedule(tmp_path, budget=Budget(size_bytes=400))
     candidate = plan.next()
-    entry = plan.finished(candidate.id, Report(accuracy=0.9, size_bytes=401))
+    entry = plan.finished(candidate.id, done(0.9, 401))
     assert entry.outcome.status is Status.INFEASIBLE
     assert "401 bytes" in entry.outcome.reason
     assert entry.details["predicted_bytes"] == 100
@@ -194,7 +199,7 @@ def test_a_file_over_the_budget_is_infeasible_whatever_was_predicted(tmp_path):
 def test_failed_trials_are_recorded_with_their_reason_and_told(tmp_path):
     controller = Controller()
     plan = schedule(tmp_path, controller, lag=1, trials=3)
-    reports = [Report(error="finetuning diverged"), Report(), Report(0.5, 100)]
+    reports = [Report(error="finetuning diverged"), Report(), done(0.5, 100)]
     for answer in reports:
         candidate = plan.next()
         plan.finished(candidate.id, answer)
@@ -223,12 +228,12 @@ def test_no_trial_begins_that_would_end_too_late(tmp_path):
     for _ in range(3):
         candidate = plan.next()
         clock.now += 20
-        plan.finished(candidate.id, Report(0.5, 100, seconds=20))
+        plan.finished(candidate.id, done(0.5, 100, seconds=20))
     clock.now = 79
     assert isinstance(plan.next(), Candidate)  # ends at 99
     clock.now = 81
     assert plan.next() is Next.WAIT  # would end at 101
-    plan.finished(3, Report(0.5, 100, seconds=20))
+    plan.finished(3, done(0.5, 100, seconds=20))
     assert plan.next() is Next.DONE
     assert plan.state().seconds_left == 19
 

@@ -1,7 +1,7 @@
 """Axes that the page's charts and the still picture share: ranges, round ticks, labels and colours."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autocomp.journal import Entry
@@ -42,14 +42,21 @@ class CostAxis:
         """Bytes, then the latency on each device."""
         return [cls(False), *(cls(True, device) for device in run.devices or ("",))]
 
-    def of(self, point: Measured) -> float:
+    def of(self, point: Measured) -> float | None:
+        """Of a point or a reference; None for a latency where the device does not execute it."""
         if not self.latency:
-            return point.size_bytes
-        return point.devices[self.device].latency_ms if self.device else point.latency_ms
+            return point.stored_bytes
+        on = point.devices.get(self.device) if self.device else point
+        return None if on is None else on.latency_ms
+
+    def drawn(self, points: Iterable[Measured]) -> list[tuple[Measured, float]]:
+        """Those of `points` that have such a cost, each with it."""
+        return [(point, cost) for point in points if (cost := self.of(point)) is not None]
 
     def band(self, point: Measured) -> tuple[float, float]:
-        """The ends of the latency table's band."""
+        """The ends of the latency table's band; of a point that has a latency."""
         on = point.devices[self.device] if self.device else point
+        assert on.latency_low_ms is not None and on.latency_high_ms is not None
         return on.latency_low_ms, on.latency_high_ms
 
     def of_trial(self, entry: Entry) -> float | None:
@@ -73,7 +80,7 @@ class CostAxis:
     @property
     def title(self) -> str:
         if not self.latency:
-            return "bytes on disk"
+            return "bytes on the device"
         return f"latency on {self.device}" if self.device else "latency by the device's table"
 
     @property

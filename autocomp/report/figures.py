@@ -50,8 +50,10 @@ def times(ratio: float | None) -> str:
     return f"×{ratio:.0f}" if ratio >= 99.5 else f"×{ratio:.2g}" if ratio < 1 else f"×{ratio:.1f}"
 
 
-def significant(value: float) -> str:
+def significant(value: float | None) -> str:
     """Three significant digits, without an exponent for anything that a size or a latency takes."""
+    if value is None:
+        return "–"
     if value == 0:
         return "0"
     magnitude = abs(value)

@@ -59,12 +59,12 @@ def render(run: RunData) -> str:
         facts=_facts(settings),
         axes=CostAxis.of_run(run),
         rows=[
-            (measured, *_against_float(measured, run.float_reference))
+            (measured, _difference(measured, run.float_reference), run.smaller(measured))
             for measured in [*run.references.values(), *run.front]
         ],
         first=first,
-        smallest=min(run.front, key=lambda point: point.size_bytes, default=None),
-        fastest=min(run.front, key=lambda point: point.latency_ms, default=None),
+        smallest=min(run.front, key=lambda point: point.stored_bytes, default=None),
+        fastest=min(run.front, key=lambda point: point.latency_ms or 0.0, default=None),
         without_file=[e for e in run.entries if e.outcome.status in (Status.INFEASIBLE, Status.FAILED)],
         most_reasons=MOST_REASONS,
         below=_below(run),
@@ -119,14 +119,11 @@ def _as_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _against_float(measured: Measured, reference: Measured | None) -> tuple[float | None, float | None, float | None]:
-    """(difference of test accuracy, times smaller, times faster); None for what cannot be compared."""
-    if reference is None or measured is reference:
-        return None, None, None
-    difference = None
-    if measured.test_accuracy is not None and reference.test_accuracy is not None:
-        difference = measured.test_accuracy - reference.test_accuracy
-    return difference, reference.size_bytes / measured.size_bytes, reference.latency_ms / measured.latency_ms
+def _difference(measured: Measured, reference: Measured | None) -> float | None:
+    """Of test accuracy; None for what cannot be compared."""
+    if reference is None or measured is reference or None in (measured.test_accuracy, reference.test_accuracy):
+        return None
+    return (measured.test_accuracy or 0.0) - (reference.test_accuracy or 0.0)
 
 
 def _removed(choices: Sequence[Any]) -> list[tuple[str, int, str]]:
@@ -160,7 +157,7 @@ def _page_data(run: RunData, first: Measured | None) -> dict[str, Any]:
     points = {}
     for point in run.front:
         policy = run.policies.get(point.name)
-        difference, smaller, _ = _against_float(point, run.float_reference)
+        difference, smaller = _difference(point, run.float_reference), run.smaller(point)
         points[point.name] = {
             "file": point.file,
             "summary": "" if policy is None else ", ".join(summary(policy, layers)),
@@ -168,13 +165,21 @@ def _page_data(run: RunData, first: Measured | None) -> dict[str, Any]:
                 ["validation accuracy", figures.percent(point.accuracy)],
                 ["test accuracy", figures.percent(point.test_accuracy)],
                 ["against float, test", f"{figures.points(difference)} points"],
-                ["bytes", f"{point.size_bytes:,} ({figures.times(smaller)} smaller)"],
-                *map(list, _latencies(point, run.float_reference)),
+                [
+                    "bytes" if point.compiled_bytes is None else "bytes, compiled",
+                    f"{point.stored_bytes:,} ({figures.times(smaller)} smaller)",
+                ],
+                *([] if point.compiled_bytes is None else [["bytes of the .tflite", f"{point.size_bytes:,}"]]),
+                *map(list, _latencies(point, run)),
+                *([["left to the CPU", point.cpu_operators]] if point.cpu_operators else []),
             ],
             "layers": None
             if policy is None
             else [
-                [d.name, d.op, d.weight_bits, d.activation, d.sparsity, d.kept, d.channels]
+                [
+                    d.name, d.op, d.decided.weight_bits, d.decided.clusters, d.decided.activation, d.decided.sparsity,
+                    d.decided.pattern, d.kept, d.channels,
+                ]
                 for d in decisions(policy, layers)
             ],
         }
@@ -186,17 +191,13 @@ def _page_data(run: RunData, first: Measured | None) -> dict[str, Any]:
     }
 
 
-def _latencies(point: Measured, reference: Measured | None) -> list[tuple[str, str]]:
+def _latencies(point: Measured, run: RunData) -> list[tuple[str, str]]:
     """Label and text of a point's latency and its band, on each device."""
-    if not point.devices:
-        faster = None if reference is None else reference.latency_ms / point.latency_ms
-        text = f"{figures.milliseconds(point.latency_ms)} ({figures.times(faster)} faster)"
-        return [("latency", text), ("latency band", _band(point))]
     found = []
-    for name, on in point.devices.items():
-        faster = None if reference is None else reference.devices[name].latency_ms / on.latency_ms
-        text = f"{figures.milliseconds(on.latency_ms)} ({figures.times(faster)} faster)"
-        found += [(f"latency on {name}", text), ("latency band", _band(on))]
+    for name in run.devices or ("",):
+        text = f"{figures.milliseconds(point.latency_on(name))} ({figures.times(run.faster(point, name))} faster)"
+        found += [(f"latency on {name}" if name else "latency", text)]
+        found += [("latency band", _band(point.devices[name] if name else point))]
     return found
 
 
@@ -224,10 +225,10 @@ def _figure(run: RunData, axis: CostAxis) -> go.Figure:
         marker={"size": 5, "color": FAINT, "opacity": 0.35},
         hoverinfo="skip",
     )
-    costs = [other.of(point) for point in run.front]
+    costs = [cost for _, cost in other.drawn(run.front)]
     marks = ticks(min(costs, default=1), max(costs, default=1))
     figure.add_scatter(
-        x=[axis.of(point) for point in run.front],
+        x=[cost for _, cost in axis.drawn(run.front)],
         y=[100 * point.accuracy for point in run.front],
         name="front",
         mode="markers",
@@ -253,22 +254,22 @@ def _figure(run: RunData, axis: CostAxis) -> go.Figure:
         figure.data[1].error_x = {
             "type": "data",
             "symmetric": False,
-            "array": [axis.band(point)[1] - axis.of(point) for point in run.front],
-            "arrayminus": [axis.of(point) - axis.band(point)[0] for point in run.front],
+            "array": [axis.band(point)[1] - cost for point, cost in axis.drawn(run.front)],
+            "arrayminus": [cost - axis.band(point)[0] for point, cost in axis.drawn(run.front)],
             "color": FAINT,
             "thickness": 1.2,
             "width": 3,
         }
-    references = list(run.references.values())
+    references = axis.drawn(run.references.values())
     figure.add_scatter(
-        x=[axis.of(reference) for reference in references],
-        y=[100 * reference.accuracy for reference in references],
+        x=[cost for _, cost in references],
+        y=[100 * reference.accuracy for reference, _ in references],
         name="references",
         mode="markers+text",
         cliponaxis=False,
-        text=[escape(reference.name) for reference in references],
+        text=[escape(reference.name) for reference, _ in references],
         textposition="bottom center",
-        hovertext=[_hover(reference, run, ()) for reference in references],
+        hovertext=[_hover(reference, run, ()) for reference, _ in references],
         hovertemplate="%{hovertext}<extra></extra>",
         marker={"size": 12, "symbol": "diamond", "color": "#ffffff", "line": {"color": INK, "width": 2}},
     )
@@ -289,7 +290,7 @@ def _below(run: RunData) -> int:
 
 def _frame(figure: go.Figure, run: RunData, axis: CostAxis, shown: Sequence[Measured]) -> None:
     bound = axis.bound(run)
-    values = [axis.of(measured) for measured in shown]
+    values = [cost for _, cost in axis.drawn(shown)]
     if axis.latency:
         values += [v for point in run.front for v in axis.band(point) if v > 0]
     if bound:
@@ -338,13 +339,13 @@ def _frame(figure: go.Figure, run: RunData, axis: CostAxis, shown: Sequence[Meas
 
 def _hover(measured: Measured, run: RunData, layers: Sequence[Any]) -> str:
     """Plotly reads a little HTML in hover texts, so names are escaped here too."""
-    difference, smaller, _ = _against_float(measured, run.float_reference)
+    difference, smaller = _difference(measured, run.float_reference), run.smaller(measured)
     lines = [
         f"<b>{escape(measured.name)}</b>",
         f"{figures.percent(measured.accuracy)} validation",
         f"{figures.percent(measured.test_accuracy)} test"
         + ("" if difference is None else f" ({figures.points(difference)} points)"),
-        figures.size(measured.size_bytes) + ("" if smaller is None else f" ({figures.times(smaller)} smaller)"),
+        figures.size(measured.stored_bytes) + ("" if smaller is None else f" ({figures.times(smaller)} smaller)"),
         f"{figures.milliseconds(measured.latency_ms)} [{_band(measured)}]",
     ]
     policy = run.policies.get(measured.name)

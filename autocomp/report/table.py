@@ -22,7 +22,6 @@ def front_table(run: RunData) -> Table:
     if run.devices:
         return _several_devices(run)
     with_memory = (run.settings.get("budget") or {}).get("memory_bytes") is not None
-    reference = run.float_reference
     # Units stand in the headings: with them in the cells the table is wider than 80 columns.
     unit, factor = _unit_of_time([*run.references.values(), *run.front])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -32,10 +31,9 @@ def front_table(run: RunData) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for measured in run.references.values():
         last = measured is [*run.references.values()][-1]
-        cells = _cells(measured, reference, factor, with_memory=with_memory)
-        table.add_row(*cells, style="dim", end_section=last)
+        table.add_row(*_cells(measured, run, factor, with_memory=with_memory), style="dim", end_section=last)
     for point in run.front:
-        table.add_row(*_cells(point, reference, factor, with_memory=with_memory))
+        table.add_row(*_cells(point, run, factor, with_memory=with_memory))
     return table
 
 
@@ -45,7 +43,7 @@ def _several_devices(run: RunData) -> Table:
     for heading in ("valid. %", "test %", "Δ test", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     shown = [*run.references.values(), *run.front]
-    units = {name: _unit_of_time([measured.devices[name] for measured in shown]) for name in run.devices}
+    units = {name: _unit_of_time([m.devices[name] for m in shown if name in m.devices]) for name in run.devices}
     for name, (unit, _) in units.items():
         # A long name is folded before a figure is.
         table.add_column(f"{name} {unit}", justify="right", min_width=10, overflow="fold")
@@ -54,12 +52,12 @@ def _several_devices(run: RunData) -> Table:
         reference = None if measured is run.float_reference else run.float_reference
         cells = []
         for name, (_, factor) in units.items():
-            latency = measured.devices[name].latency_ms
-            gain = "" if reference is None else f" {times(reference.devices[name].latency_ms / latency)}"
-            cells.append(significant(latency * factor) + gain)
+            gain = run.faster(measured, name)
+            latency = measured.devices[name].latency_ms * factor if name in measured.devices else None
+            cells.append(significant(latency) + ("" if gain is None else f" {times(gain)}"))
         last = is_reference and measured is [*run.references.values()][-1]
         table.add_row(
-            *_accuracies(measured, reference), size(measured.size_bytes), *cells,
+            *_accuracies(measured, reference), size(measured.stored_bytes), *cells,
             style="dim" if is_reference else None, end_section=last,
         )  # fmt: skip
     return table
@@ -67,7 +65,7 @@ def _several_devices(run: RunData) -> Table:
 
 def _unit_of_time(shown: Sequence[Measured] | Sequence[OnDevice]) -> tuple[str, float]:
     """The unit in which no latency takes more columns than there are, and how many of it a millisecond has."""
-    shortest = min((measured.latency_low_ms for measured in shown), default=1.0)
+    shortest = min((m.latency_low_ms for m in shown if m.latency_low_ms is not None), default=1.0)
     return ("µs", 1000.0) if shortest < 0.0995 else ("ms", 1.0)
 
 
@@ -93,6 +91,11 @@ def footnotes(run: RunData) -> list[str]:
     if run.front:
         split = "Δ test: percentage points against the float network."
         notes.append(f"Accuracy of each file, scored by the runtime; {split}")
+    if run.baseline is not run.float_reference:
+        notes.append("Size: what the compiler makes of the file. Smaller, faster: than plain int8; no float runs here.")
+    for point in run.front:
+        if point.cpu_operators:
+            notes.append(f"Left to the CPU in {point.name}, not in its latency: {point.cpu_operators}.")
     left = run.settings.get("left_alone") or []
     if left:
         notes.append(f"Left as they were: {len(left)} parts of the network; the report says which and why.")
@@ -101,20 +104,17 @@ def footnotes(run: RunData) -> list[str]:
     return notes
 
 
-def _cells(measured: Measured, reference: Measured | None, factor: float, *, with_memory: bool) -> tuple[str, ...]:
-    smaller = faster = None
-    if reference is not None and measured is not reference:
-        smaller = reference.size_bytes / measured.size_bytes
-        faster = reference.latency_ms / measured.latency_ms
-    low, high = significant(measured.latency_low_ms * factor), significant(measured.latency_high_ms * factor)
+def _cells(measured: Measured, run: RunData, factor: float, *, with_memory: bool) -> tuple[str, ...]:
+    ends = (measured.latency_low_ms, measured.latency_high_ms)
+    band = "–".join(significant(end * factor) for end in ends if end is not None)
     memory = "" if measured.memory_bytes is None else size(measured.memory_bytes)
     return (
-        *_accuracies(measured, None if measured is reference else reference),
-        size(measured.size_bytes),
-        memory if with_memory else times(smaller),
-        significant(measured.latency_ms * factor),
-        f"{low}–{high}",
-        times(faster),
+        *_accuracies(measured, None if measured is run.float_reference else run.float_reference),
+        size(measured.stored_bytes),
+        memory if with_memory else times(run.smaller(measured)),
+        significant(None if measured.latency_ms is None else measured.latency_ms * factor),
+        band or "–",
+        times(run.faster(measured)),
     )
 
 

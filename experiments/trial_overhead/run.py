@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autocomp.artifact import Artifact
 from autocomp.bench import Bench
 from autocomp.budget import Budget
 from autocomp.controllers import create
@@ -24,7 +25,7 @@ from autocomp.hardware.profile import find_profile
 from autocomp.journal import Journal
 from autocomp.network import Channels, KernelNode, LayerSpec, NetworkSpec
 from autocomp.policy import Policy
-from autocomp.ray_tune import run_trials
+from autocomp.ray_tune import Files, run_trials
 from autocomp.schedule import Report, Schedule
 from autocomp.space import SearchSpace, SpaceOptions
 
@@ -37,8 +38,8 @@ class NoWork:
     def __init__(self, context: object) -> None:
         pass
 
-    def run(self, candidate: int, policy: Policy) -> tuple[Report, bytes]:
-        return Report(0.5, 1000, 0.0), b""
+    def run(self, candidate: int, policy: Policy) -> tuple[Report, Files]:
+        return Report({"mobile_arm": Artifact(0.5, 1000)}), {}
 
 
 class NoCost:
@@ -76,12 +77,12 @@ def main() -> None:
         devices = Devices([Device(find_profile("mobile_arm"), cost, Budget())], space.largest)
         schedule = Schedule(controller, devices, journal, lag=2 * options.workers, trials=options.trials)
 
-        def on_result(candidate: int, report: Report, content: bytes) -> None:
+        def on_result(candidate: int, report: Report, files: Files) -> None:
             schedule.finished(candidate, report)
             ends.append(time.perf_counter())
 
         started = time.perf_counter()
-        run_trials(schedule, Bench(Path(folder)), on_result, seed=0, workers=options.workers, work=NoWork)
+        run_trials(schedule, Bench(Path(folder)), on_result, targets=(), seed=0, workers=options.workers, work=NoWork)
     warm = np.diff(ends[len(ends) // 10 :]) * 1000
     figures = {
         "trials": len(ends), "workers": options.workers, "first_trial_s": round(ends[0] - started, 2),

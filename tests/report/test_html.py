@@ -87,7 +87,7 @@ def test_every_point_can_be_picked(run, page):
     assert len(layers) == 36
     policy = read_run(run).policies[names[0]]
     assert layers[0][2] == policy.layer("features.0.conv.0").weight_bits
-    assert layers[0][5:] == [policy.channels["g0"], 16]
+    assert layers[0][7:] == [policy.channels["g0"], 16]
 
 
 def test_a_run_without_a_front_has_a_page(tmp_path):
@@ -111,7 +111,7 @@ def test_a_run_without_network_json_still_shows_bits(run, tmp_path):
     [
         ("run.yaml", "a: [", "is not YAML"),
         ("run.yaml", "- 1", "expected the settings"),
-        ("references.json", '[{"name": "float"}]', "the field 'latency_ms' is missing"),
+        ("references.json", '[{"name": "float"}]', "the field 'accuracy' is missing"),
         ("journal.sqlite", "not a database, but long enough to be read as one", "is not a journal"),
         ("network.json", "{}", "the field 'layers' is missing"),
     ],
