@@ -134,7 +134,8 @@ def _chart_places(shown: Curve) -> list[int]:
 
 def _print_executes(profile: HardwareProfile, console: Console) -> None:
     heading(console, "Executes")
-    table = plain_table("operators", "weight bits", "activations", "runs as", "saves")
+    coded = any(map(_coding, profile.executes))  # a column that says nothing is left out
+    table = plain_table("operators", "weight bits", *(["coded"] if coded else []), "activations", "runs as", "saves")
     notes: dict[str, int] = {}
     for capability in profile.executes:
         mark = ""
@@ -144,8 +145,8 @@ def _print_executes(profile: HardwareProfile, console: Console) -> None:
             "nothing" if capability.weight_bits == (None,) else "bytes" if capability.bytes_only else "bytes and time"
         )
         table.add_row(
-            ", ".join(capability.operators), _bits(capability), capability.activation, capability.runs_as,
-            Text(saves + mark),
+            ", ".join(capability.operators), _bits(capability), *([_coding(capability)] if coded else []),
+            capability.activation, capability.runs_as, Text(saves + mark),
         )  # fmt: skip
     console.print(table)
     for note, number in notes.items():
@@ -202,3 +203,10 @@ def _bits(capability: Capability) -> str:
             runs.append([bits])
     parts = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
     return ", ".join((["float"] if None in capability.weight_bits else []) + parts)
+
+
+def _coding(capability: Capability) -> str:
+    """What else its weights may be: "4, 8, 16 clusters; 2:4 zeros"."""
+    clusters = f"{', '.join(map(str, capability.clusters))} clusters" if capability.clusters else ""
+    patterns = f"{', '.join(capability.patterns)} zeros" if capability.patterns else ""
+    return "; ".join(filter(None, (clusters, patterns)))

@@ -35,16 +35,17 @@
     return cell;
   }
 
-  function layerRow([name, op, bits, activation, sparsity, kept, channels]) {
+  function layerRow([name, op, bits, clusters, activation, sparsity, pattern, kept, channels]) {
     const row = element("tr");
     const head = element("th", name);
     head.scope = "row";
     row.append(
       head,
       element("td", op),
-      bar("bits", (bits ?? 32) / 8, bits === null ? "float" : String(bits)),
+      bar("bits", (clusters === null ? bits ?? 32 : Math.log2(clusters)) / 8,
+        bits === null ? "float" : clusters === null ? String(bits) : `${bits}, ${clusters} levels`),
       element("td", activation),
-      sparsity ? bar("sparsity", sparsity, `${Math.round(100 * sparsity)} %`) : element("td", "–"),
+      sparsity ? bar("sparsity", sparsity, `${Math.round(100 * sparsity)} %${pattern === "unstructured" ? "" : `, ${pattern}`}`) : element("td", "–"),
       channels === null ? element("td", "–") : bar("channels", kept / channels, `${kept} of ${channels}`),
     );
     return row;

@@ -9,11 +9,12 @@ from roofline import Roofline, true_us
 
 from autocomp.hardware.channel_sweep import ChannelSweep, Curve, curve
 from autocomp.hardware.constraints import CONSTRAINTS, reason
-from autocomp.hardware.profile import find_profile, profile_names
+from autocomp.hardware.profile import HardwareProfile, find_profile, profile_names
 from autocomp.hardware.table import Latency, LatencyTable
 from autocomp.kernel import Kernel
 from autocomp.report.device import document, print_curve, print_device, print_list, summary
 from autocomp.report.latency_plot import plot, write_plot
+from autocomp.resources import data_folder
 
 TABLE = LatencyTable(
     {
@@ -54,6 +55,14 @@ def test_a_device_is_shown_with_all_that_it_says(name: str, width: int) -> None:
     assert "6 kernels in the table" in text
     assert "conv int8 5 96 8–128 14 1" in text
     assert f"relative error {profile.calibration['relative_error']:g}" in text
+
+
+def test_codebooks_and_patterns_stand_beside_the_bits_where_a_device_gains_by_them() -> None:
+    listed = "activation: int8\n    clusters: [8, 16]\n    patterns: [block, '2:4']"
+    text = (data_folder("hw_profiles") / "host_cpu.yaml").read_text().replace("activation: int8", listed, 1)
+    lines = "\n".join(printed(print_device, HardwareProfile.parse(text), TABLE, width=120))
+    assert "coded" in lines and "8, 16 clusters; block, 2:4 zeros" in lines
+    assert "coded" not in "\n".join(printed(print_device, find_profile("host_cpu"), TABLE))
 
 
 def test_a_machine_that_was_not_measured_says_how_to(shown: Curve) -> None:
