@@ -97,7 +97,7 @@ def run_facts(prepared: Prepared, run: Path) -> dict[str, Any]:
             "train": len(prepared.task.train), "validation": len(prepared.task.validation),
             "test": len(prepared.task.test),
         },
-        "versions": _versions(),
+        "versions": _versions(prepared),
         "started_at": datetime.now().astimezone().isoformat(timespec="seconds"),
         "left_alone": [asdict(item) for item in spec.left_alone],
         "removed_choices": _summarize(prepared.space.removed),
@@ -128,9 +128,11 @@ def _summarize(removed: Sequence[tuple[str, str]]) -> list[list[str]]:
     return [[f"{layer}: {', '.join(decisions)}", reason] for (layer, reason), decisions in merged.items()]
 
 
-def _versions() -> dict[str, str]:
+def _versions(prepared: Prepared) -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in ("torch", "onnxruntime", "onnx", "optuna", "ray", "numpy"):
+    compiled = any(device.profile.accelerator is not None for device in prepared.devices)
+    only_npus = ("ai-edge-litert", "ethos-u-vela") if compiled else ()
+    for package in ("torch", "onnxruntime", "onnx", "optuna", "ray", "numpy", *only_npus):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -1,19 +1,26 @@
 """`autocomp verify`: every figure of a front that can be checked, checked again from the files."""
 
 import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocomp import rundir
 from autocomp.bench import answers_of, default_metric
 from autocomp.display import QuietDisplay
 from autocomp.errors import RunError, UserError
 from autocomp.export.score import Scorer, precision_faults
+from autocomp.hardware.ethos_u.accelerator import Accelerator
+from autocomp.hardware.ethos_u.compiler import PACKAGE, compile_tflite, vela_version
+from autocomp.hardware.profile import find_profile
 from autocomp.policy import Policy
 from autocomp.settings import SearchSettings
 from autocomp.tasks import load_task
+from autocomp.tasks.task import Metric
 
 #: Outputs of the same file on the same runtime repeat exactly; another CPU rounds differently in a few examples.
 TOLERANCE = 1e-9
@@ -22,11 +29,15 @@ TOLERANCE = 1e-9
 def verify_run(run: Path) -> list[dict[str, Any]]:
     """Re-open each file of a run's front and references in a fresh process, recount its bytes, score it again.
 
+    What was compiled for an NPU is compiled again, if the release of the compiler is the one that the run had.
     Returns a row per file: id, ok, problem, size_bytes, accuracy, test_accuracy.
     """
     settings = SearchSettings.of_run(run)
     data = rundir.read_run(run)
     task = load_task(settings.request, QuietDisplay())
+    profiles = [find_profile(name) for name in settings.profiles]
+    accelerators = {profile.name: profile.accelerator for profile in profiles}
+    compiler = (data.settings.get("versions") or {}).get(PACKAGE, "")
     rows = []
     with tempfile.TemporaryDirectory(prefix="autocomp-verify-") as folder, Scorer() as scorer:
         splits = {"accuracy": task.validation, "test_accuracy": task.test}
@@ -37,34 +48,97 @@ def verify_run(run: Path) -> list[dict[str, Any]]:
         for name in splits:
             if labels[name] is None:
                 labels[name] = answers_of(scorer.score(run / rundir.MODELS / "float.onnx", inputs[name]).outputs)
+        checker = _Checker(run, Path(folder), scorer, inputs, labels, task.metric, compiler)
         for point in (*data.references.values(), *data.front):
-            row: dict[str, Any] = {"id": point.name, "ok": True, "problem": ""}
-            try:
-                row |= _check(run, point, scorer, inputs, labels, task.metric, data.policies.get(point.name))
-            except (RunError, UserError, OSError) as error:
-                row |= {"ok": False, "problem": str(error)}
-            rows.append(row)
+            for claim in _claims(point, profiles[0].name, accelerators):
+                row: dict[str, Any] = {"id": claim.name, "ok": True, "problem": ""}
+                try:
+                    row |= checker.check(claim, data.policies.get(point.name))
+                except (RunError, UserError, OSError) as error:
+                    row |= {"ok": False, "problem": str(error)}
+                rows.append(row)
     return rows
 
 
-def _check(
-    run: Path, point: rundir.Measured, scorer: Scorer, inputs: dict[str, Path], labels: dict[str, Any], metric: Any,
-    policy: Policy | None,
-) -> dict[str, Any]:  # fmt: skip
-    path = run / point.file
-    if not path.resolve().is_relative_to(run.resolve()) or not path.is_file():
-        raise UserError(f"there is no file {point.file} in the run directory")
-    size = path.stat().st_size
-    found: dict[str, Any] = {"size_bytes": size}
-    problems = [] if size == point.size_bytes else [f"{size} bytes on disk, {point.size_bytes} recorded"]
-    layers = {} if policy is None else dict.fromkeys(policy.layers, "")
-    for name in ("accuracy", "test_accuracy"):
-        scored = scorer.score(path, inputs[name], layers)
-        judge = metric or default_metric(scored.outputs, np.asarray(labels[name]))
-        found[name] = float(judge(scored.outputs, labels[name]))
-        claimed = getattr(point, name)
-        if claimed is not None and abs(found[name] - claimed) > TOLERANCE:
-            problems.append(f"{name} {found[name]:.6f} now, {claimed:.6f} recorded")
-    if policy is not None:
-        problems += precision_faults(policy, scored.executed)
-    return found | {"ok": not problems, "problem": "; ".join(problems)}
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What a run says of a file, and of what was compiled from it. accuracies: by split, None for one not recorded."""
+
+    name: str
+    file: str
+    size_bytes: int
+    accuracies: Mapping[str, float | None]
+    compiled_file: str = ""
+    compiled_bytes: int | None = None
+    latency_ms: float | None = None
+    accelerator: Accelerator | None = None
+
+
+def _claims(point: rundir.Measured, primary: str, accelerators: Mapping[str, Accelerator | None]) -> Iterator[_Claim]:
+    """The file of the primary device, then those of the others that are files of their own."""
+    yield _Claim(
+        point.name, point.file, point.size_bytes,
+        {"accuracy": point.accuracy, "test_accuracy": point.test_accuracy}, point.compiled_file, point.compiled_bytes,
+        point.latency_ms, accelerators[primary],
+    )  # fmt: skip
+    seen = {point.file}
+    for device, on in point.devices.items():
+        if device != primary and (on.file not in seen or on.compiled_file):
+            seen.add(on.file)
+            yield _Claim(
+                f"{point.name} on {device}", on.file, on.size_bytes, {"accuracy": on.accuracy}, on.compiled_file,
+                on.compiled_bytes, on.latency_ms, accelerators[device],
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Checker:
+    """Holds files against claims. inputs, labels: by split. compiler: release that compiled the run's files."""
+
+    run: Path
+    scratch: Path
+    scorer: Scorer
+    inputs: Mapping[str, Path]
+    labels: Mapping[str, NDArray[Any] | None]
+    metric: Metric | None
+    compiler: str
+
+    def check(self, claim: _Claim, policy: Policy | None) -> dict[str, Any]:
+        path = self._path(claim.file)
+        size = path.stat().st_size
+        found: dict[str, Any] = {"size_bytes": size}
+        problems = [] if size == claim.size_bytes else [f"{size} bytes on disk, {claim.size_bytes} recorded"]
+        layers = {} if policy is None else dict.fromkeys(policy.layers, "")
+        for name, claimed in claim.accuracies.items():
+            scored = self.scorer.score(path, self.inputs[name], layers)
+            labels = np.asarray(self.labels[name])
+            judge = self.metric or default_metric(scored.outputs, labels)
+            found[name] = float(judge(scored.outputs, labels))
+            if claimed is not None and abs(found[name] - claimed) > TOLERANCE:
+                problems.append(f"{name} {found[name]:.6f} now, {claimed:.6f} recorded")
+        if policy is not None:
+            problems += precision_faults(policy, scored.executed)
+        if claim.compiled_file:
+            problems += self._compiled_faults(claim, path)
+        return found | {"ok": not problems, "problem": "; ".join(problems)}
+
+    def _path(self, file: str) -> Path:
+        path = self.run / file
+        if not path.resolve().is_relative_to(self.run.resolve()) or not path.is_file():
+            raise UserError(f"there is no file {file} in the run directory")
+        return path
+
+    def _compiled_faults(self, claim: _Claim, source: Path) -> list[str]:
+        path = self._path(claim.compiled_file)
+        size = path.stat().st_size
+        if size != claim.compiled_bytes:
+            return [f"{path.name}: {size} bytes on disk, {claim.compiled_bytes} recorded"]
+        if claim.accelerator is None or vela_version() != self.compiler:
+            return []
+        again = compile_tflite(source, self.scratch, claim.accelerator)
+        problems = []
+        if again.path.read_bytes() != path.read_bytes():
+            problems.append(f"{path.name} is not what {PACKAGE} {self.compiler} makes of {source.name}")
+        if again.latency_ms != claim.latency_ms:
+            problems.append(f"{again.latency_ms} ms now, {claim.latency_ms} recorded")
+        return problems
