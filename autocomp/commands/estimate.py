@@ -26,11 +26,10 @@ def estimate(
     is_file = file_or_policy is not None and is_network_file(file_or_policy)
     settings = None if is_file else search_settings(options, hw)
     policy = None if is_file or file_or_policy is None else read_policy(file_or_policy)
-    from autocomp.hardware.latencies import check_latencies
+    from autocomp.hardware.latencies import at_hand
     from autocomp.hardware.profile import find_profile
 
-    profile = find_profile(hw)
-    check_latencies(profile)
+    profile = at_hand(find_profile(hw))
     from autocomp import estimate as estimates
     from autocomp.report.estimate import document, print_estimate
     from autocomp.report.progress import make_display

@@ -50,7 +50,7 @@ def show(name: str, *, kernel: str | None = None, plot: Path | None = None, json
         raise UserError(f"--plot: expected the name of an .html file, got {plot}")
     from autocomp.hardware.channel_sweep import ChannelSweep, curve
     from autocomp.hardware.estimator import LatencyModel
-    from autocomp.hardware.latencies import check_latencies, known_latencies
+    from autocomp.hardware.latencies import at_hand, known_latencies
     from autocomp.hardware.profile import find_profile
     from autocomp.report.device import document, print_curve, print_device
 
@@ -59,10 +59,11 @@ def show(name: str, *, kernel: str | None = None, plot: Path | None = None, json
     table = known_latencies(profile)
     shown = None
     if table:
+        profile = at_hand(profile)
         model = LatencyModel.from_table(table, profile.calibration)
         shown = curve(sweep or ChannelSweep.fullest(table), table, model)
     elif sweep is not None or plot is not None:
-        check_latencies(profile)
+        at_hand(profile)
         raise UserError(f"{name} has no latencies yet to draw: measure them first with autocomp profile {name}")
     if shown is not None and plot is not None:
         from autocomp.report.latency_plot import write_plot
@@ -164,12 +165,10 @@ def compare(
     is_file = target is not None and is_network_file(target)
     settings = None if is_file else search_settings(options, names[0])
     policy = None if is_file or target is None else read_policy(target)
-    from autocomp.hardware.latencies import check_latencies
+    from autocomp.hardware.latencies import at_hand
     from autocomp.hardware.profile import find_profile
 
-    profiles = [find_profile(name) for name in names]
-    for profile in profiles:
-        check_latencies(profile)
+    profiles = [at_hand(find_profile(name)) for name in names]
     from autocomp import estimate as estimates
     from autocomp.report.estimate import comparison, print_comparison
     from autocomp.report.progress import make_display

@@ -49,7 +49,7 @@ def profile(
     Parameters
     ----------
     device
-        host_cpu for this machine; with --ssh, the profile that the board is like.
+        host_cpu for this machine, host_gpu or gpu_h100 for its GPU; with --ssh, the profile that the board is like.
     space
         Search space, or a built-in network; its kernels are measured first.
     network
@@ -65,7 +65,7 @@ def profile(
     name
         Name of the profile that is written; needed with --ssh.
     out
-        Folder for a profile and its table: with --ssh the current one; here none, for host_cpu finds its table.
+        Folder for a profile and its table: with --ssh the current one; here none, for the profile finds its table.
     ssh
         Measure on user@host[:port], which needs Python with numpy and onnxruntime.
     remote_python

@@ -13,15 +13,17 @@ from autocomp.kernel import Kernel
 LOCAL_SECONDS = 60.0
 
 
-def check_latencies(profile: HardwareProfile) -> None:
-    """UserError where no latency of the device can be had here, which is worth knowing before a network is built.
+def at_hand(profile: HardwareProfile) -> HardwareProfile:
+    """`profile`, once it is certain that latencies can be had: worth knowing before a network is built.
 
-    Its table has a fault, or it is measured on the spot and is not at hand.
+    The provenance of one that is measured on the spot names this machine's device. UserError where its table has a
+    fault, or where it is measured on the spot and is not at hand.
     """
     if profile.on_the_spot:
-        local_device(profile)
-    else:
-        _ = profile.latencies
+        provenance = profile.provenance.model_copy(update={"text": local_device(profile).machine.how})
+        return profile.model_copy(update={"provenance": provenance})
+    _ = profile.latencies
+    return profile
 
 
 def known_latencies(profile: HardwareProfile) -> LatencyTable:

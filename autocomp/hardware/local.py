@@ -89,7 +89,7 @@ def _gpu(profile: HardwareProfile, wanted: str, folder: Path | None) -> LocalDev
         gpu = require(profile.name, wanted, find_gpu())
     except NoGpu as reason:
         raise UserError(f"{profile.name} ships without a table, is measured on the GPU at hand, and {reason}") from None
-    software = f"{gpu.software}, CUDA graphs, weights out of the cache"
+    software = f"{gpu.software} (which runs precisions below TF32), CUDA graphs, weights out of the cache"
     return LocalDevice(
         Machine(gpu.name, f"{gpu.name} of the machine that was measured", gpu.onnxruntime, profile.threads, software),
         gpu_table_path(gpu, folder), measure_on(gpu, lambda kernel: make_chains(kernel, stopwatch_of(gpu))),

@@ -30,6 +30,15 @@ class Machine:
     threads: int
     details: str = ""
 
+    @property
+    def how(self) -> str:
+        """How its latencies were measured, for their provenance."""
+        details = self.details or f"{self.threads} thread"
+        return (
+            f"ONNX Runtime {self.onnxruntime} kernels measured on {self.processor}, {details}, "
+            "difference of two chain lengths"
+        )
+
 
 def check_target(name: str, out: Path) -> None:
     """UserError where `write_profile` would refuse the name or the folder: worth knowing before measuring."""
@@ -61,7 +70,6 @@ def write_profile(
     """
     check_target(name, out)
     band = base if base.on_the_spot else find_profile("host_cpu")
-    how = machine.details or f"{machine.threads} thread"
     document = base.model_dump(exclude_none=True, exclude={"cuda_device"}) | {
         "name": name,
         "title": machine.processor,
@@ -71,8 +79,7 @@ def write_profile(
         "threads": machine.threads,
         "provenance": {
             "kind": "measured",
-            "text": f"ONNX Runtime {machine.onnxruntime} kernels measured on {machine.processor}, {how}, "
-            f"difference of two chain lengths; {coverage}",
+            "text": f"{machine.how}; {coverage}",
             "date": date,
         },
         "unit": "us",
