@@ -8,7 +8,7 @@ import numpy as np
 from autocomp.controllers import Costs
 from autocomp.network import ChannelGroup, Channels, LayerSpec, NetworkSpec
 from autocomp.outcome import Candidate, Outcome, Status
-from autocomp.policy import LayerPolicy
+from autocomp.policy import LayerPolicy, Sparsity
 from autocomp.space import Genes, SearchSpace, SpaceOptions
 
 
@@ -60,10 +60,10 @@ class Fake:
         for row, gene in enumerate(self.space.genes):
             for index, choice in enumerate(gene.choices):
                 if isinstance(choice, LayerPolicy):
-                    self._values[row, index] = choice.weight_bits or 32
+                    self._values[row, index] = choice.stored_bits or 32
                     self._float[row, index] = choice.activation == "float"
                 else:
-                    self._values[row, index] = choice
+                    self._values[row, index] = choice.ratio if isinstance(choice, Sparsity) else choice
         where = {gene.name: row for row, gene in enumerate(self.space.genes)}
         self._quant = [where.get(f"quant:{layer.name}") for layer in network.layers]
         self._sparse = [where.get(f"sparsity:{layer.name}") for layer in network.layers]

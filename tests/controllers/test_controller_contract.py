@@ -92,6 +92,20 @@ def test_candidates_are_numbered_legal_within_budget_and_new(name: str) -> None:
         assert TIGHT.admits(*(float(cost[0]) for cost in FAKE.cost(genes[None])))
 
 
+@pytest.mark.parametrize("name", SEARCHING)
+def test_codebooks_and_patterns_of_zeros_are_tried_where_they_are_offered(name: str) -> None:
+    options = SpaceOptions(
+        weight_bits=(4, 8), activations=("int8",), sparsities=(0.0, 0.75), clusters=(4, 16, 32),
+        patterns=("unstructured", "block", "2:4"),
+    )  # fmt: skip
+    fake = Fake.make(options=options)
+    asked = drive(make(name, fake), 24, fake=fake)
+    decisions = {decision for candidate in asked for decision in candidate.policy.layers.values()}
+    assert {decision.clusters for decision in decisions} >= {None, 4, 16}
+    assert {candidate.policy for candidate in asked} == {fake.space.decode(candidate.genes) for candidate in asked}
+    assert {decision.pattern for decision in decisions} == {"unstructured", "block", "2:4"}
+
+
 @everyone
 @pytest.mark.parametrize("others", [False, True], ids=["memory alone", "every bound"])
 def test_memory_is_bounded_like_size_and_latency(name: str, others: bool) -> None:

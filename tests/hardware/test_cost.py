@@ -23,23 +23,32 @@ from autocomp.space import SearchSpace, SpaceOptions
 KINDS = (networks.Residual, networks.Concatenated, networks.Grouped, networks.SqueezeExcite, networks.Signal,
          networks.Transformer, networks.Shuffled, networks.Dense)  # fmt: skip
 OPTIONS = SpaceOptions(weight_bits=(2, 3, 4, 8, None), channel_multiple=4)
-_MODELS: dict[type, CostModel] = {}
+#: What an NPU may be offered besides.
+CODED = SpaceOptions(
+    weight_bits=(2, 8, None), channel_multiple=4, clusters=(2, 16), patterns=("unstructured", "block", "2:4")
+)
+_MODELS: dict[tuple[type, SpaceOptions], CostModel] = {}
 
 
-def model(kind) -> CostModel:
-    if kind not in _MODELS:
+def model(kind, options=OPTIONS) -> CostModel:
+    if (kind, options) not in _MODELS:
         source = traced(kind)
-        _MODELS[kind] = CostModel(SearchSpace.build(source.spec, OPTIONS), Roofline(), FileSizes(OnnxWriter(source)))
-    return _MODELS[kind]
+        space = SearchSpace.build(source.spec, options)
+        _MODELS[kind, options] = CostModel(space, Roofline(), FileSizes(OnnxWriter(source)))
+    return _MODELS[kind, options]
 
 
 def random_genes(space: SearchSpace, n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, space.cardinalities, (n, len(space)))
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_a_population_costs_what_its_members_cost(kind):
-    costs = model(kind)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [*((kind, OPTIONS) for kind in KINDS), (networks.Residual, CODED), (networks.Transformer, CODED)],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "coded" if value is CODED else "plain",
+)
+def test_a_population_costs_what_its_members_cost(kind, options):
+    costs = model(kind, options)
     genes = random_genes(costs.space, 60, seed=1)
     genes = np.concatenate([genes, costs.space.smallest[None], costs.space.largest[None]])
     together = costs(genes)
