@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from autocomp.kernel import Kernel, Precision
+from autocomp.kernel import Kernel, Precision, WeightCoding
 from autocomp.policy import Pattern, Policy
 
 NETWORK_INPUT = -1
@@ -132,15 +132,20 @@ class KernelNode:
     keeps_range: bool = False
     output: bool = False
 
-    def kernel(self, precision: Precision, policy: Policy | None = None) -> Kernel:
-        """The table key of this kernel under `policy`."""
-        return self.sized(precision, self.in_channels.count(policy), self.out_channels.count(policy))
+    def kernel(self, precision: Precision, policy: Policy | None = None, *, coded: bool = False) -> Kernel:
+        """The table key of this kernel under `policy`; coded: on a device whose kernels differ by their weights."""
+        coding = None
+        if coded and policy is not None and self.layer is not None:
+            coding = WeightCoding.of(policy.layer(self.layer))
+        return self.sized(precision, self.in_channels.count(policy), self.out_channels.count(policy), coding)
 
-    def sized(self, precision: Precision, in_channels: int, out_channels: int) -> Kernel:
-        """The table key of this kernel with so many channels."""
+    def sized(
+        self, precision: Precision, in_channels: int, out_channels: int, coding: WeightCoding | None = None
+    ) -> Kernel:
+        """The table key of this kernel with so many channels, and weights so coded."""
         return Kernel(
             self.op, precision, in_channels, out_channels, self.height, self.width, self.kernel_h, self.kernel_w,
-            self.stride, out_channels if self.op == "depthwise" else self.groups,
+            self.stride, out_channels if self.op == "depthwise" else self.groups, coding,
         )  # fmt: skip
 
 
