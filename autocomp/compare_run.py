@@ -132,7 +132,7 @@ def compare_run(run: Path, hw: Sequence[str], display: Display) -> RunComparison
     ]
     return RunComparison(
         run, f"{data.settings.get('network') or data.settings.get('task', '')}", data.float_reference.accuracy,
-        candidates, tuple(views), _rank_correlations(views),
+        candidates, tuple(views), rank_correlations(views),
     )  # fmt: skip
 
 
@@ -204,7 +204,8 @@ def _latencies(
     return found
 
 
-def _rank_correlations(views: Sequence[DeviceView]) -> dict[tuple[str, str], float | None]:
+def rank_correlations(views: Sequence[DeviceView]) -> dict[tuple[str, str], float | None]:
+    """Spearman's ρ between each two devices, see `RunComparison`."""
     found: dict[tuple[str, str], float | None] = {}
     for one, other in itertools.combinations(views, 2):
         shared = sorted(one.latencies.keys() & other.latencies.keys())
