@@ -10,6 +10,7 @@ from fake_gpu import H100, gpu_at_hand
 
 from autocomp import cli
 from autocomp.hardware.cuda import gpu as gpu_module
+from autocomp.hardware.latencies import at_hand
 from autocomp.hardware.profile import find_profile
 
 TASK = f"{Path(__file__).parents[1] / 'end_to_end' / 'toy_tasks.py'}:small"
@@ -83,8 +84,11 @@ def test_no_bundle_measures_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_with_a_gpu_a_table_is_filled_shown_and_used(capsys: pytest.CaptureFixture[str]) -> None:
-    """All but the device is real: the network, its kernels, the table, the profile that is written, the estimate."""
+def test_with_a_gpu_a_table_is_filled_shown_used_and_checked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the device is real: the networks, their kernels, the table, the profile that is written, the estimate."""
+    monkeypatch.setattr("autocomp.check.BASES", (("mobilenet_v1", 32, 0.25),))
 
     def answer(*words: str) -> Any:
         assert cli.main([*words, "--json"]) == 0
@@ -94,6 +98,7 @@ def test_with_a_gpu_a_table_is_filled_shown_and_used(capsys: pytest.CaptureFixtu
         filled = answer("profile", "gpu_h100", "--task", TASK, "--minutes", "0.1", "--out", "copy", "--name", "mine")
         shown = answer("hw", "show", "gpu_h100")
         estimated = answer("estimate", "--hw", "gpu_h100", "--task", TASK)
+        checked = answer("hw", "check", "gpu_h100", "--networks", "2")
     assert filled["measured"] == filled["reachable"] > 0
     precisions = {entry["precision"] for entry in shown["coverage"]}
     assert precisions == {"fp32", "tf32", "fp16", "bf16"}  # its linear layers are of one position
@@ -101,23 +106,11 @@ def test_with_a_gpu_a_table_is_filled_shown_and_used(capsys: pytest.CaptureFixtu
     # Only float files are known to run on a GPU, so plain int8 is the float network once more.
     float_version, int8_version = estimated["networks"]
     assert float_version["latency_ms"] == int8_version["latency_ms"] > 0
+    assert [network["us"] for network in checked["each"]] == [1000.0, 1000.0]  # what the fake device takes for any
+    assert [network["int8_kernels"] for network in checked["each"]] == [0, 0]
+    assert checked["processor"] == H100.name and checked["runtime"] == f"onnxruntime {H100.onnxruntime}"
     copy = find_profile("copy/mine.yaml")
     assert len(copy.latencies) == filled["rows"]
     assert "NVIDIA H100 80GB HBM3, driver 570.86.15, CUDA 13.0, torch 2.14.1" in copy.provenance.text
     assert copy.provenance.date is not None
-    # The copy is a table like any other: no GPU is asked for.
-    assert answer("estimate", "--hw", "copy/mine.yaml", "--task", TASK)["networks"][0]["latency_ms"] > 0
-
-
-def test_with_a_gpu_networks_are_timed_on_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("autocomp.check.BASES", (("resnet20", 32, 0.5), ("mobilenet_v1", 32, 0.25)))
-    with gpu_at_hand():
-        assert cli.main(["profile", "host_gpu", "--task", TASK, "--minutes", "0.05"]) == 0
-        capsys.readouterr()
-        assert cli.main(["hw", "check", "host_gpu", "--networks", "2", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [network["us"] for network in found["each"]] == [1000.0, 1000.0]  # what the fake device takes for any
-    assert [network["int8_kernels"] for network in found["each"]] == [0, 0]
-    assert found["processor"] == H100.name and found["runtime"] == f"onnxruntime {H100.onnxruntime}"
+    assert at_hand(copy) is copy  # a table like any other: no GPU is asked for
