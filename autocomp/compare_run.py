@@ -1,6 +1,7 @@
 """What each device would have chosen from a run: its candidates, which were trained and scored once, on every device.
 
-Accuracy and bytes are those that the run measured; only latency is asked of each device anew. Nothing is trained.
+Nothing is trained. On the devices that the run was for, candidates take what its journal says; on another one the
+bytes of the run's primary device, and the latency by that device's table.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from scipy.stats import spearmanr
 
 from autocomp import rundir
 from autocomp.budget import Budget
+from autocomp.devices import Figures
 from autocomp.display import Display
 from autocomp.errors import UserError
 from autocomp.front import non_dominated
@@ -23,6 +25,7 @@ from autocomp.hardware.estimator import LatencyModel
 from autocomp.hardware.latencies import latencies_for
 from autocomp.hardware.memory import peak_memory
 from autocomp.hardware.profile import HardwareProfile, find_profile, profile_names
+from autocomp.journal import Entry
 from autocomp.network import NetworkSpec
 from autocomp.policy import Policy
 from autocomp.prepare import trace_task
@@ -34,36 +37,34 @@ ACCURACY_DROP = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A complete candidate of the run. accuracy: on the validation split, in [0, 1]. size_bytes: of its file."""
+    """A complete candidate of the run. accuracy: on the validation split, in [0, 1].
+
+    recorded: what it takes on the devices that the run was for, by name, the primary one's first.
+    """
 
     id: int
     policy: Policy
     accuracy: float
-    size_bytes: int
-    memory_bytes: float
+    recorded: Mapping[str, Figures]
 
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Milliseconds and the ends of their band."""
-
-    ms: float
-    low_ms: float
-    high_ms: float
+    @property
+    def size_bytes(self) -> float:
+        """On the run's primary device."""
+        return next(iter(self.recorded.values())).size_bytes
 
 
 @dataclass(frozen=True)
 class DeviceView:
     """The run's candidates as one device sees them.
 
-    latencies: by candidate, of those that it executes. refused: how many it does not, reason: why, of the first.
+    taken: by candidate, of those that it executes. refused: how many it does not, reason: why, of the first.
     front: ids that no other dominates in accuracy, bytes and the latency here, the fastest first.
     choice: see `chosen`; None where it executes nothing that fits its budget.
     """
 
     profile: HardwareProfile
     budget: Budget
-    latencies: Mapping[int, Latency]
+    taken: Mapping[int, Figures]
     refused: int
     reason: str
     front: tuple[int, ...]
@@ -99,9 +100,9 @@ class RunComparison:
 
         None where either is missing, or the device does not execute the run's choice.
         """
-        if self.run_choice is None or device.choice is None or self.run_choice not in device.latencies:
+        if self.run_choice is None or device.choice is None or self.run_choice not in device.taken:
             return None
-        slower = device.latencies[self.run_choice].ms - device.latencies[device.choice].ms
+        slower = device.taken[self.run_choice].latency_ms - device.taken[device.choice].latency_ms
         return slower, self.candidates[self.run_choice].accuracy - self.candidates[device.choice].accuracy
 
 
@@ -118,11 +119,9 @@ def compare_run(run: Path, hw: Sequence[str], display: Display) -> RunComparison
         raise UserError(f"{run} has no complete candidate to compare; go on with it: autocomp resume {run}")
     with tempfile.TemporaryDirectory(prefix="autocomp-bench-") as folder:
         network = trace_task(settings, display, Path(folder))
+    primary = profiles[0]
     candidates = {
-        e.id: Scored(
-            e.id, e.policy, e.outcome.accuracy or 0.0, e.outcome.size_bytes or 0, peak_memory(network, e.policy)
-        )
-        for e in complete
+        e.id: Scored(e.id, e.policy, e.outcome.accuracy or 0.0, _recorded(e, primary, network)) for e in complete
     }
     least = data.float_reference.accuracy - (
         ACCURACY_DROP if settings.budget.accuracy_drop is None else settings.budget.accuracy_drop
@@ -137,17 +136,33 @@ def compare_run(run: Path, hw: Sequence[str], display: Display) -> RunComparison
 
 
 def chosen(
-    candidates: Sequence[Scored], latencies: Mapping[int, Latency], budget: Budget, least_accuracy: float
+    candidates: Sequence[Scored], taken: Mapping[int, Figures], budget: Budget, least_accuracy: float
 ) -> int | None:
     """What someone with this device takes: of what fits the budget, the fastest that is accurate enough.
 
     Where nothing is, the most accurate. Of equals the smaller, then the older. None where nothing fits.
     """
-    fits = [c for c in candidates if budget.admits(c.size_bytes, latencies[c.id].ms, c.memory_bytes)]
+    fits = [c for c in candidates if budget.admits(*taken[c.id].bounded)]
     close = [c for c in fits if c.accuracy >= least_accuracy - 1e-9]
+
+    def speed(candidate: Scored) -> tuple[float, float, int]:
+        figures = taken[candidate.id]
+        return figures.latency_ms, figures.size_bytes, candidate.id
+
     if close:
-        return min(close, key=lambda c: (latencies[c.id].ms, c.size_bytes, c.id)).id
-    return min(fits, key=lambda c: (-c.accuracy, latencies[c.id].ms, c.size_bytes, c.id)).id if fits else None
+        return min(close, key=speed).id
+    return min(fits, key=lambda c: (-c.accuracy, *speed(c))).id if fits else None
+
+
+def _recorded(entry: Entry, primary: HardwareProfile, network: NetworkSpec) -> dict[str, Figures]:
+    """What the journal says of the devices that the run was for."""
+    if "devices" in entry.details:
+        return {name: Figures(**figures) for name, figures in entry.details["devices"].items()}
+    outcome = entry.outcome
+    size, latency = float(outcome.size_bytes or 0), outcome.latency_ms or 0.0
+    low, high = (latency if end is None else end for end in (entry.latency_low_ms, entry.latency_high_ms))
+    memory = peak_memory(network, entry.policy, integer_only=primary.accelerator is not None)
+    return {primary.name: Figures(size, latency, low, high, memory)}
 
 
 def _profiles(names: Sequence[str]) -> list[HardwareProfile]:
@@ -169,12 +184,12 @@ def _view(
     refusals = {c.id: _refusal(profile, network, c.policy) for c in candidates.values()}
     executed = [c for c in candidates.values() if not refusals[c.id]]
     reasons = [reason for reason in refusals.values() if reason]
-    latencies = _latencies(profile, network, executed, display)
-    costs = np.array([(-c.accuracy, c.size_bytes, latencies[c.id].ms) for c in executed]).reshape(-1, 3)
+    taken = _taken(profile, network, executed, display)
+    costs = np.array([(-c.accuracy, taken[c.id].size_bytes, taken[c.id].latency_ms) for c in executed]).reshape(-1, 3)
     front = [c.id for c, kept in zip(executed, non_dominated(costs), strict=True) if kept]
     return DeviceView(
-        profile, budget, latencies, len(reasons), reasons[0] if reasons else "",
-        tuple(sorted(front, key=lambda name: latencies[name].ms)), chosen(executed, latencies, budget, least_accuracy),
+        profile, budget, taken, len(reasons), reasons[0] if reasons else "",
+        tuple(sorted(front, key=lambda name: taken[name].latency_ms)), chosen(executed, taken, budget, least_accuracy),
     )  # fmt: skip
 
 
@@ -187,10 +202,17 @@ def _refusal(profile: HardwareProfile, network: NetworkSpec, policy: Policy) -> 
     return ""
 
 
-def _latencies(
+def _taken(
     profile: HardwareProfile, network: NetworkSpec, candidates: Sequence[Scored], display: Display
-) -> dict[int, Latency]:
-    kernels = {c.id: [kernel for kernel, _ in network_kernels(network, c.policy)] for c in candidates}
+) -> dict[int, Figures]:
+    """What the candidates take on a device: as recorded where the run was for it, else by its table."""
+    if all(profile.name in c.recorded for c in candidates):
+        return {c.id: c.recorded[profile.name] for c in candidates}
+    integer_only = profile.accelerator is not None
+    kernels = {
+        c.id: [kernel for kernel, _ in network_kernels(network, c.policy, integer_only=integer_only)]
+        for c in candidates
+    }
     needed = list(dict.fromkeys(itertools.chain.from_iterable(kernels.values())))
     if profile.on_the_spot:
         display.phase("measuring this machine's kernels", total=len(needed), detail="cached for the next time")
@@ -199,7 +221,9 @@ def _latencies(
     display.phase("estimating", total=len(candidates), detail=profile.title)
     found = {}
     for done, candidate in enumerate(candidates):
-        found[candidate.id] = Latency(*(us / 1000 for us in model.predict(kernels[candidate.id]).total_us))
+        latency, low, high = (us / 1000 for us in model.predict(kernels[candidate.id]).total_us)
+        memory = peak_memory(network, candidate.policy, integer_only=integer_only)
+        found[candidate.id] = Figures(candidate.size_bytes, latency, low, high, memory)
         display.advance(done + 1)
     return found
 
@@ -208,8 +232,8 @@ def rank_correlations(views: Sequence[DeviceView]) -> dict[tuple[str, str], floa
     """Spearman's ρ between each two devices, see `RunComparison`."""
     found: dict[tuple[str, str], float | None] = {}
     for one, other in itertools.combinations(views, 2):
-        shared = sorted(one.latencies.keys() & other.latencies.keys())
-        pair = [[view.latencies[name].ms for name in shared] for view in (one, other)]
+        shared = sorted(one.taken.keys() & other.taken.keys())
+        pair = [[view.taken[name].latency_ms for name in shared] for view in (one, other)]
         varies = len(shared) > 2 and all(len(set(values)) > 1 for values in pair)
         rho = float(spearmanr(*pair).statistic) if varies else math.nan
         found[one.name, other.name] = None if math.isnan(rho) else rho

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from autocomp.budget import Budget
-from autocomp.compare_run import DeviceView, Latency, RunComparison, Scored, chosen, rank_correlations
+from autocomp.compare_run import DeviceView, RunComparison, Scored, chosen, rank_correlations
+from autocomp.devices import Figures
 from autocomp.hardware.profile import find_profile
 from autocomp.policy import Policy
 from autocomp.report.compare_run import comparison_svg, document, print_run_comparison
@@ -19,23 +20,24 @@ FLOAT = 0.95
 
 
 def candidate(name: int, accuracy: float, size_bytes: int) -> Scored:
-    return Scored(name, Policy(), accuracy, size_bytes, 100.0)
+    return Scored(name, Policy(), accuracy, {"mobile_arm": Figures(size_bytes, 1.0, 1.0, 1.0, 100.0)})
 
 
 #: 0 is accurate and large, 1 close to it, 2 far from it; 3 is as fast as 1 somewhere, and larger.
 CANDIDATES = [candidate(0, 0.95, 900), candidate(1, 0.947, 500), candidate(2, 0.90, 200), candidate(3, 0.946, 600)]
 
 
-def latencies(*ms: float) -> dict[int, Latency]:
-    return {name: Latency(value, 0.8 * value, 1.2 * value) for name, value in enumerate(ms)}
+def taken(*ms: float) -> dict[int, Figures]:
+    sizes = [c.size_bytes for c in CANDIDATES]
+    return {i: Figures(sizes[i], value, 0.8 * value, 1.2 * value, 100.0) for i, value in enumerate(ms)}
 
 
 def view(name: str, *ms: float, budget: Budget | None = None, executes=(0, 1, 2, 3)) -> DeviceView:
     bounds = budget or Budget()
-    found = {key: value for key, value in latencies(*ms).items() if key in executes}
+    found = {key: value for key, value in taken(*ms).items() if key in executes}
     choice = chosen([c for c in CANDIDATES if c.id in found], found, bounds, FLOAT - 0.005)
     refused = len(CANDIDATES) - len(found)
-    front = tuple(sorted(found, key=lambda key: found[key].ms))
+    front = tuple(sorted(found, key=lambda key: found[key].latency_ms))
     return DeviceView(find_profile(name), bounds, found, refused, "conv1: no kernel" if refused else "", front, choice)
 
 
@@ -65,7 +67,7 @@ def comparison() -> RunComparison:
     ],
 )
 def test_what_a_device_chooses(budget, ms, least, expected):
-    assert chosen(CANDIDATES, latencies(*ms), budget, least) == expected
+    assert chosen(CANDIDATES, taken(*ms), budget, least) == expected
 
 
 def test_how_far_the_runs_choice_is_from_a_devices_own():
@@ -75,7 +77,7 @@ def test_how_far_the_runs_choice_is_from_a_devices_own():
     assert found.behind(first) == (0.0, 0.0)
     assert found.behind(second) == (pytest.approx(1.0), pytest.approx(-0.001))
     assert found.behind(third) == (pytest.approx(20.0), pytest.approx(-0.004))
-    without = replace(third, latencies=latencies(20.0))
+    without = replace(third, taken=taken(20.0))
     assert found.behind(without) is None  # it does not execute the run's choice
     assert found.behind(replace(third, choice=None)) is None
 

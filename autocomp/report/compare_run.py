@@ -1,5 +1,6 @@
 """A run's candidates on several devices: what each would have chosen, in the terminal, as a document, as a picture."""
 
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -35,7 +36,7 @@ def _device(found: RunComparison, view: DeviceView) -> dict[str, Any]:
     return {
         "hw": view.name,
         "provenance": view.profile.provenance_note,
-        "executes": len(view.latencies),
+        "executes": len(view.taken),
         "refused": view.refused,
         "reason": view.reason,
         "choice": None if view.choice is None else _candidate(found, view, view.choice),
@@ -47,11 +48,7 @@ def _device(found: RunComparison, view: DeviceView) -> dict[str, Any]:
 
 
 def _candidate(found: RunComparison, view: DeviceView, name: int) -> dict[str, Any]:
-    candidate, latency = found.candidates[name], view.latencies[name]
-    return {
-        "id": name, "accuracy": candidate.accuracy, "size_bytes": candidate.size_bytes, "latency_ms": latency.ms,
-        "latency_low_ms": latency.low_ms, "latency_high_ms": latency.high_ms,
-    }  # fmt: skip
+    return {"id": name, "accuracy": found.candidates[name].accuracy, **asdict(view.taken[name])}
 
 
 def print_run_comparison(found: RunComparison, console: Console) -> None:
@@ -61,10 +58,9 @@ def print_run_comparison(found: RunComparison, console: Console) -> None:
         behind = found.behind(view)
         cells = ["–"] * 4
         if view.choice is not None:
-            chosen = found.candidates[view.choice]
-            accuracy = percent(chosen.accuracy).removesuffix(" %")
-            latency = significant(view.latencies[view.choice].ms)
-            cells = [str(view.choice), accuracy, size(chosen.size_bytes), latency]
+            taken = view.taken[view.choice]
+            accuracy = percent(found.candidates[view.choice].accuracy).removesuffix(" %")
+            cells = [str(view.choice), accuracy, size(taken.size_bytes), significant(taken.latency_ms)]
         against = ["–", "–"]
         if behind is not None:
             against = ["the same" if view.choice == found.run_choice else f"{behind[0]:+.3g}", points(behind[1])]
@@ -91,27 +87,27 @@ def print_run_comparison(found: RunComparison, console: Console) -> None:
 
 def comparison_svg(found: RunComparison) -> str:
     """Accuracy over latency, a panel for each device. The choices are in every panel, linked from one to the next."""
-    views = [view for view in found.devices if view.latencies]
+    views = [view for view in found.devices if view.taken]
     shown = {name for view in views for name in (*view.front, view.choice) if name is not None}
     accuracies = [100 * found.candidates[name].accuracy for name in shown]
     margin = max(0.25, 0.05 * (max(accuracies) - min(accuracies)))
     ends = min(accuracies) - margin, max(accuracies) + margin  # hopeless candidates must not squeeze the fronts
     panels, parts = [], []
     for index, view in enumerate(views):
-        values = [latency.ms for latency in view.latencies.values()]
+        values = [figures.latency_ms for figures in view.taken.values()]
         panel = Panel(index, CostAxis(True, view.name), min(values), max(values), ends)
         panels.append(panel)
         parts += panel.frame(panel.axis.title)
-        dots = [(latency.ms, found.candidates[name].accuracy) for name, latency in view.latencies.items()]
+        dots = [(figures.latency_ms, found.candidates[name].accuracy) for name, figures in view.taken.items()]
         parts += [panel.dot(*dot) for dot in dots if panel.holds(*dot)]
-        at = [(panel.x(view.latencies[name].ms), panel.y(found.candidates[name].accuracy)) for name in view.front]
+        at = [(panel.x(view.taken[name].latency_ms), panel.y(found.candidates[name].accuracy)) for name in view.front]
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{INK}"/>' for x, y in at]
     for name, chosen_by in _choices(found).items():
         colour = _CHOICES[[view.name for view in found.devices].index(chosen_by[0]) % len(_CHOICES)]
         places = [
-            (panel.x(view.latencies[name].ms), panel.y(found.candidates[name].accuracy))
+            (panel.x(view.taken[name].latency_ms), panel.y(found.candidates[name].accuracy))
             for panel, view in zip(panels, views, strict=True)
-            if name in view.latencies
+            if name in view.taken
         ]
         parts += [
             f'<path d="M{x:.1f} {y:.1f}L{to_x:.1f} {to_y:.1f}" stroke="{colour}" stroke-dasharray="2 3"/>'
