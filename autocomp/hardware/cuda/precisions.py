@@ -1,8 +1,8 @@
 """Which kernels a CUDA device runs in which precision, as far as a library is known to have them.
 
 fp32 and tf32 are executed by ONNX Runtime's CUDA provider, as the files are; the others by torch, since no file is
-written for them. Integer convolutions are missing on purpose: torch has none, and of ONNX Runtime's quantized
-operators (QLinearConv, QGemm, QLinearAdd) the CUDA provider has none: a file with them runs on the CPU in part.
+written for them. Integer convolutions are missing on purpose: torch has none, and of the integer kernels that ONNX
+Runtime makes of a quantized file (QLinearConv, QGemm, QLinearAdd) the CUDA provider has none.
 """
 
 from collections.abc import Iterable
