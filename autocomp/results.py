@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,17 @@ def measure_references(prepared: Prepared, run: Path) -> dict[str, rundir.Measur
 
 def _figures(device: Device, policy: Policy, artifact: Artifact) -> Figures:
     return Figures.of(device.cost.of_policy(policy)).settled(artifact)
+
+
+def _recorded(devices: Devices, entry: Entry, artifacts: Mapping[str, Artifact]) -> dict[str, Figures]:
+    """What the journal says of a candidate: the tables may know more by the time that a search is resumed."""
+    if devices.several:
+        return {device.name: found for device, found in zip(devices, devices.recorded(entry.details), strict=True)}
+    device, outcome = devices.primary, entry.outcome
+    found = _figures(device, entry.policy, artifacts[device.name])
+    assert outcome.latency_ms is not None and entry.latency_low_ms is not None and entry.latency_high_ms is not None
+    latencies = {"latency_low_ms": entry.latency_low_ms, "latency_high_ms": entry.latency_high_ms}
+    return {device.name: replace(found, latency_ms=outcome.latency_ms, **latencies)}
 
 
 def _measured(
@@ -148,7 +159,7 @@ def write_results(
     with Scorer() as scorer:
         for entry in front:
             artifacts = {name: Artifact.from_dict(values) for name, values in entry.details["artifacts"].items()}
-            figures = {d.name: _figures(d, entry.policy, artifacts[d.name]) for d in prepared.devices}
+            figures = _recorded(prepared.devices, entry, artifacts)
             points.append(_measured(prepared, str(entry.id), entry.policy, artifacts, figures, run, test, scorer))
             (run / rundir.POLICIES / f"{entry.id}.json").write_text(entry.policy.to_json())
     kept = _by_file_bytes(points)
