@@ -32,10 +32,10 @@ class WeightCoding:
     pattern: Pattern = "unstructured"
 
     @classmethod
-    def of(cls, decision: LayerPolicy) -> "WeightCoding":
-        """The coding of a quantized layer."""
+    def of(cls, decision: LayerPolicy) -> "WeightCoding | None":
+        """The coding of a layer; None where its weights are float."""
         if decision.weight_bits is None:
-            raise ValueError("float weights are not coded")
+            return None
         return cls(decision.weight_bits, decision.clusters or 0, float(decision.sparsity), decision.pattern)
 
     @property

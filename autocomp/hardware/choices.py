@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autocomp.kernel import Kernel, Precision
+from autocomp.kernel import Kernel, Precision, WeightCoding
 from autocomp.network import NETWORK_INPUT, Channels, KernelNode, LayerSpec, NetworkSpec
 from autocomp.policy import FLOAT, LayerPolicy, Zeros
 from autocomp.space import SearchSpace
@@ -184,17 +184,18 @@ class Layout:
     quantized or dequantized; the rule is that of `network.plan_execution`.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, *, integer_only: bool = False) -> None:
         self.space = space
         self.network = space.network
+        self.integer_only = integer_only
         self.steps: list[Step] = []
         self._gene_of = {(gene.kind, gene.target): index for index, gene in enumerate(space.genes)}
         self.width = len(space) + 2
-        self.never, self._always = Flag(len(space), (False,)), Flag(len(space) + 1, (True,))
+        self.never, self.always = Flag(len(space), (False,)), Flag(len(space) + 1, (True,))
         self._kept: dict[int, int] = {}
         self._totals: dict[tuple[int, ...], Axis] = {}
         self.executed: list[Flag] = []
-        self.stored: dict[int, Flag] = {NETWORK_INPUT: self.never}
+        self.stored: dict[int, Flag] = {NETWORK_INPUT: self.always if integer_only else self.never}
         for node in self.network.kernels:
             self._place_precision(node)
         self.converted = {source: self._conversion(source) for source in self.stored}
@@ -205,7 +206,7 @@ class Layout:
             room = np.empty((self.width, len(genes)), dtype=np.int16)
         columns = room[:, : len(genes)]
         columns[: len(self.space)] = genes.astype(columns.dtype).T  # narrowed first: a quarter to turn in the cache
-        columns[self.never.column], columns[self._always.column] = 0, 1
+        columns[self.never.column], columns[self.always.column] = 0, 1
         for step in self.steps:
             step.fill(columns)
         return columns
@@ -245,6 +246,12 @@ class Layout:
         total = self._total(tuple(sorted(varied)))
         return Axis(total.column, channels.repeat * (fixed + total.counts), total.reachable)
 
+    def full_decisions(self, layer: str) -> tuple[tuple[Dimension, ...], list[LayerPolicy]]:
+        """Every decision about a layer, in the order of a table over the dimensions."""
+        which, choices = self.decisions(layer)
+        sparse, sparsities = self.sparsities(layer)
+        return (*which, *sparse), [choice.with_zeros(zeros) for choice in choices for zeros in sparsities]
+
     def kernel_shapes(self, node: KernelNode) -> Shapes:
         return Shapes.of(self.axis(node.in_channels), self.axis(node.out_channels))
 
@@ -275,18 +282,21 @@ class Layout:
     def _place_precision(self, node: KernelNode) -> None:
         if node.layer is not None:
             flag = self._decided(node.layer)
+        elif self.integer_only:
+            flag = self.always
         elif not node.output and node.int8 and node.inputs:
             flag = self._all([self.stored[source] for source in node.inputs])
         else:
             flag = self.never
-        self.stored[len(self.executed)] = self.never if node.output and node.op == "linear" else flag
+        writes_float = node.output and node.op == "linear" and not self.integer_only
+        self.stored[len(self.executed)] = self.never if writes_float else flag
         self.executed.append(flag)
 
     def _decided(self, layer: str) -> Flag:
         dimensions, choices = self.decisions(layer)
         int8 = np.array([choice.activation == "int8" for choice in choices])
         if len(set(int8.tolist())) == 1:
-            return self._always if int8[0] else self.never
+            return self.always if int8[0] else self.never
         column = self._new_column()
         self.steps.append(Lookup(column, dimensions[0].column, int8.astype(np.int16)))
         return Flag(column, (False, True))
@@ -296,7 +306,7 @@ class Layout:
             return self.never
         varied = {flag.column: flag for flag in flags if len(flag.values) > 1}
         if len(varied) < 2:
-            return next(iter(varied.values()), self._always)
+            return next(iter(varied.values()), self.always)
         column = self._new_column()
         self.steps.append(All(column, tuple(varied)))
         return Flag(column, (False, True))
@@ -304,11 +314,11 @@ class Layout:
     def _conversion(self, source: int) -> Flag:
         stored = self.stored[source]
         readers = [self.executed[reader] for reader, node in enumerate(self.network.kernels) if source in node.inputs]
-        if source != NETWORK_INPUT and self.network.kernels[source].output:
+        if source != NETWORK_INPUT and self.network.kernels[source].output and not self.integer_only:
             readers.append(self.never)  # whoever called reads float
         others = {reader.column: reader for reader in readers if reader.column != stored.column}
         if any(len(reader.values) == len(stored.values) == 1 for reader in others.values()):
-            return self._always
+            return self.always
         if not others:
             return self.never
         column = self._new_column()
@@ -348,23 +358,30 @@ def conversion_kernel(network: NetworkSpec, source: int, step: str, channels: in
     return Kernel(step, "int8", channels, channels, height, width)
 
 
-def kernels_over(node: KernelNode, precision: Precision, shapes: Shapes) -> list[Kernel]:
+def kernels_over(
+    node: KernelNode, precision: Precision, shapes: Shapes, coding: WeightCoding | None = None
+) -> list[Kernel]:
     """The kernel of `node` at every position of `shapes`."""
     return [
-        node.sized(precision, inputs, outputs)
+        node.sized(precision, inputs, outputs, coding)
         for inputs, outputs in zip(shapes.inputs.tolist(), shapes.outputs.tolist(), strict=True)
     ]
 
 
-def choosable_kernels(network: NetworkSpec, space: SearchSpace) -> list[Kernel]:
-    """Every kernel that some candidate of the space may execute, without repetition: what a table should hold."""
-    layout = Layout(space)
+def choosable_kernels(network: NetworkSpec, space: SearchSpace, *, integer_only: bool = False) -> list[Kernel]:
+    """Every kernel that some candidate of the space may execute, without repetition: what a table should hold.
+
+    integer_only: see `network.plan_execution`; the kernels of such a device differ by how their weights are coded.
+    """
+    layout = Layout(space, integer_only=integer_only)
     found: dict[Kernel, None] = {}
     for node, flag in zip(network.kernels, layout.executed, strict=True):
         if not node.free:
             shapes = layout.kernel_shapes(node)
-            for int8 in flag.values:
-                every = kernels_over(node, "int8" if int8 else "fp32", shapes)
+            coded = integer_only and node.layer is not None
+            codings = {WeightCoding.of(d) for d in layout.full_decisions(node.layer or "")[1]} if coded else {None}
+            for int8, coding in product(flag.values, sorted(codings, key=str)):
+                every = kernels_over(node, "int8" if int8 else "fp32", shapes, coding)
                 found |= dict.fromkeys(k for k, may in zip(every, shapes.reachable, strict=True) if may)
     for source in layout.stored:
         axis = layout.result_axis(source)

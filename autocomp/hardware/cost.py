@@ -20,8 +20,8 @@ from autocomp.hardware.choices import (
 from autocomp.hardware.estimator import LatencyModel, band
 from autocomp.hardware.memory import PeakMemory, peak_memory
 from autocomp.hardware.population import CHUNK, Accumulated, Term
-from autocomp.kernel import Kernel
-from autocomp.network import LayerSpec, NetworkSpec, plan_execution
+from autocomp.kernel import Kernel, WeightCoding
+from autocomp.network import NETWORK_INPUT, LayerSpec, NetworkSpec, plan_execution
 from autocomp.policy import LayerPolicy, Policy
 from autocomp.space import Genes, SearchSpace
 
@@ -73,13 +73,18 @@ class Cost(NamedTuple):
     memory_bytes: Floats
 
 
-def network_kernels(network: NetworkSpec, policy: Policy) -> list[tuple[Kernel, str | None]]:
-    """Every kernel that the runtime executes under `policy`, conversions included, with the layer it belongs to."""
-    plan = plan_execution(network, policy)
+def network_kernels(
+    network: NetworkSpec, policy: Policy, *, integer_only: bool = False
+) -> list[tuple[Kernel, str | None]]:
+    """Every kernel that the runtime executes under `policy`, conversions included, with the layer it belongs to.
+
+    integer_only: see `network.plan_execution`; the kernels of such a device differ by how their weights are coded.
+    """
+    plan = plan_execution(network, policy, integer_only=integer_only)
     found: list[tuple[Kernel, str | None]] = []
     for node, precision in zip(network.kernels, plan.precisions, strict=True):
         if not node.free:
-            found.append((node.kernel(precision, policy), node.layer))
+            found.append((node.kernel(precision, policy, coded=integer_only), node.layer))
     for source, step in plan.conversions:
         channels = result_shape(network, source)[0].count(policy)
         found.append((conversion_kernel(network, source, step, channels), None))
@@ -93,13 +98,14 @@ class CostModel:
     (`population`), so that a population costs a few lookups a layer, however large the latency table is.
     """
 
-    def __init__(self, space: SearchSpace, latency: LatencyModel, sizes: Sizes) -> None:
+    def __init__(self, space: SearchSpace, latency: LatencyModel, sizes: Sizes, *, integer_only: bool = False) -> None:
         self.space = space
+        self.integer_only = integer_only
         self.network = space.network
         self.latency = latency
         self.sizes = sizes
-        self.layout = Layout(space)
-        foreseen = choosable_kernels(self.network, space)
+        self.layout = Layout(space, integer_only=integer_only)
+        foreseen = choosable_kernels(self.network, space, integer_only=integer_only)
         known = _Latencies(latency, foreseen)
         #: Of the kernels that candidates may execute, the share whose latency the table does not reach.
         self.beyond_table = len(known.extrapolated) / max(1, len(foreseen))
@@ -126,16 +132,25 @@ class CostModel:
 
     def of_policy(self, policy: Policy) -> Cost:
         """Cost of any policy of the network, whether the space offers it or not; arrays of length 1."""
-        estimate = self.latency.predict([kernel for kernel, _ in network_kernels(self.network, policy)])
+        estimate = self.latency.predict(self._kernels(policy))
         latency, low, high = (us / 1000 for us in estimate.total_us)
-        figures = (self._policy_bytes(policy), latency, low, high, peak_memory(self.network, policy))
+        figures = (
+            self._policy_bytes(policy),
+            latency,
+            low,
+            high,
+            peak_memory(self.network, policy, integer_only=self.integer_only),
+        )
         size, latency_ms, low_ms, high_ms, memory = (np.array([float(figure)]) for figure in figures)
         return Cost(size, latency_ms, low_ms, high_ms, memory)
 
     def extrapolated_share(self, policy: Policy) -> float:
         """Of the latency of `policy`, what lies outside the measured range of the table; a fraction."""
-        estimate = self.latency.predict([kernel for kernel, _ in network_kernels(self.network, policy)])
+        estimate = self.latency.predict(self._kernels(policy))
         return float(estimate.us[estimate.extrapolated].sum() / estimate.us.sum())
+
+    def _kernels(self, policy: Policy) -> list[Kernel]:
+        return [kernel for kernel, _ in network_kernels(self.network, policy, integer_only=self.integer_only)]
 
     def _policy_bytes(self, policy: Policy) -> int:
         size = self.sizes.fixed_bytes()
@@ -145,11 +160,13 @@ class CostModel:
             counts = (np.array([channels.count(policy)]) for channels in (layer.in_channels, layer.out_channels))
             size += int(self.sizes.layer_bytes(layer, decision, *layer_sizes(layer, *counts))[0])
             definitions |= self.sizes.function_bytes(layer, decision)
-        plan = plan_execution(self.network, policy)
+        plan = plan_execution(self.network, policy, integer_only=self.integer_only)
         quantized = {source for source, step in plan.conversions if step == "quantize"}
         for index, (node, precision) in enumerate(zip(self.network.kernels, plan.precisions, strict=True)):
-            if precision == "int8" and not (node.output and node.op == "linear"):
+            if precision == "int8" and (self.integer_only or not (node.output and node.op == "linear")):
                 quantized.add(index)
+        if self.integer_only:
+            quantized.add(NETWORK_INPUT)
         dequantized = {source for source, step in plan.conversions if step == "dequantize"}
         size += sum(map(self.sizes.tensor_bytes, quantized)) + sum(map(self.sizes.dequantize_bytes, dequantized))
         return size + sum(definitions.values()) + (self.sizes.dequantize_function_bytes() if dequantized else 0)
@@ -161,6 +178,11 @@ class CostModel:
             if node.free:
                 continue
             shapes = self.layout.kernel_shapes(node)
+            if self.integer_only and node.layer is not None:
+                which, decisions = self.layout.full_decisions(node.layer)
+                coded = [known.over(kernels_over(node, "int8", shapes, WeightCoding.of(d))) for d in decisions]
+                terms.append(Term.of(_latency(np.stack(coded)), *which, *shapes.dimensions))
+                continue
             by_precision = {
                 int8: known.over(kernels_over(node, "int8" if int8 else "fp32", shapes)) for int8 in flag.values
             }
@@ -206,25 +228,18 @@ class CostModel:
         """Bytes of each layer over its decision, its sparsity and the channels on both sides."""
         terms = []
         for layer in self.network.layers:
-            dimensions, decisions = self._full_decisions(layer)
+            dimensions, decisions = self.layout.full_decisions(layer.name)
             shapes = self.layout.layer_shapes(layer)
             counts = layer_sizes(layer, shapes.inputs, shapes.outputs)
             amounts = np.stack([self.sizes.layer_bytes(layer, decision, *counts) for decision in decisions])
             terms.append(Term.of(_bytes(amounts), *dimensions, *shapes.dimensions))
         return terms
 
-    def _full_decisions(self, layer: LayerSpec) -> tuple[tuple[Dimension, ...], list[LayerPolicy]]:
-        """Every decision about a layer, in the order of a table over the dimensions."""
-        which, choices = self.layout.decisions(layer.name)
-        sparse, sparsities = self.layout.sparsities(layer.name)
-        full = [precision.with_zeros(zeros) for precision in choices for zeros in sparsities]
-        return (*which, *sparse), full
-
     def _prepare_definitions(self) -> "_Definitions":
         """Which shared definitions each decision and each conversion needs."""
         needs: list[tuple[tuple[Dimension, ...], list[Mapping[str, int]]]] = []
         for layer in self.network.layers:
-            dimensions, decisions = self._full_decisions(layer)
+            dimensions, decisions = self.layout.full_decisions(layer.name)
             needs.append((dimensions, [self.sizes.function_bytes(layer, decision) for decision in decisions]))
         dequantize = {"": self.sizes.dequantize_function_bytes()}
         for source, stored in self.layout.stored.items():

@@ -161,21 +161,25 @@ def scratch_bytes(node: KernelNode, inputs: Ints, outputs: Ints) -> Ints:
     return np.where(fills, pointers, sums + unfolded)
 
 
-def peak_memory(network: NetworkSpec, policy: Policy) -> int:
-    """Bytes of activations at the worst moment of an inference under `policy`."""
-    plan = plan_execution(network, policy)
+def peak_memory(network: NetworkSpec, policy: Policy, *, integer_only: bool = False) -> int:
+    """Bytes of activations at the worst moment of an inference under `policy`.
+
+    integer_only: see `network.plan_execution`; such a device unfolds nothing, and its caller reads int8.
+    """
+    plan = plan_execution(network, policy, integer_only=integer_only)
     executed = [precision == "int8" for precision in plan.precisions]
     lifetimes = Lifetimes(network)
     held = np.zeros(lifetimes.moments, dtype=np.int64)
     for source, readers in lifetimes.readers.items():
         channels, height, width = result_shape(network, source)
         elements = channels.count(policy) * height * width
-        stored = _stored(network, source, executed)
-        life = lifetimes.life(source, stored, [reader < len(executed) and executed[reader] for reader in readers])
+        stored = integer_only or _stored(network, source, executed)
+        wanted = [executed[reader] if reader < len(executed) else integer_only for reader in readers]
+        life = lifetimes.life(source, stored, wanted)
         for moments, width_bytes in life.bytes_per_value(stored):
             held[moments.start : moments.stop] += elements * width_bytes
     for index, (node, int8) in enumerate(zip(network.kernels, executed, strict=True)):
-        if int8:
+        if int8 and not integer_only:
             counts = (np.array(channels.count(policy)) for channels in (node.in_channels, node.out_channels))
             held[lifetimes.executes(index)] += int(scratch_bytes(node, *counts))
     return int(held.max())
@@ -206,7 +210,7 @@ class PeakMemory:
         for index, (node, flag) in enumerate(zip(layout.network.kernels, layout.executed, strict=True)):
             shapes = layout.kernel_shapes(node)
             scratch = np.stack([int8 * scratch_bytes(node, shapes.inputs, shapes.outputs) for int8 in flag.values])
-            if scratch.any():
+            if scratch.any() and not layout.integer_only:
                 over = (*flag.dimensions, *shapes.dimensions)
                 by_moment[lifetimes.executes(index)].append(Term.of(scratch[..., None].astype(float), *over))
         by_moment = [merged(terms, np.add) for terms in by_moment if terms]
@@ -248,7 +252,7 @@ class PeakMemory:
         """The flags that a tensor's life depends on, and (is int8, life) for all their values, the last one fastest."""
         layout = self._layout
         stored = layout.stored[source]
-        executed = [*layout.executed, layout.never]  # the caller reads float
+        executed = [*layout.executed, layout.always if layout.integer_only else layout.never]  # the caller's reading
         wanted = [executed[reader] for reader in lifetimes.readers[source]]
         flags = [*{flag.column: flag for flag in (stored, *wanted)}.values()]
         if len(flags) > _MOST_FLAGS:

@@ -7,8 +7,8 @@ from autocomp.errors import UserError
 from autocomp.hardware.choices import Layout, choosable_kernels, conversion_kernel, result_shape
 from autocomp.hardware.estimator import LatencyModel
 from autocomp.hardware.table import LatencyTable
-from autocomp.kernel import Kernel
-from autocomp.policy import LayerPolicy, Policy
+from autocomp.kernel import Kernel, Precision
+from autocomp.policy import FLOAT, INT8, LayerPolicy, Policy
 from autocomp.space import Choice, Gene, GeneKind, SearchSpace
 
 #: The kernels that a choice of a gene stands for.
@@ -18,7 +18,9 @@ _KernelsOf = Callable[[Gene, Choice], list[Kernel]]
 _SIZES = ("in_channels", "out_channels", "height", "width", "kernel_h", "kernel_w", "stride", "groups")
 
 
-def within_measured_range(space: SearchSpace, latency: LatencyModel, table: LatencyTable) -> SearchSpace:
+def within_measured_range(
+    space: SearchSpace, latency: LatencyModel, table: LatencyTable, *, integer_only: bool = False
+) -> SearchSpace:
     """`space` without the choices whose kernels `latency` would extrapolate, so that no candidate needs one.
 
     A precision is left out of a layer where the unpruned layer would be extrapolated in it; a number of channels
@@ -26,11 +28,11 @@ def within_measured_range(space: SearchSpace, latency: LatencyModel, table: Late
     kernel and what was measured nearest to it where a gene is left without a choice, or where kernels are extrapolated
     that no choice by itself stands for.
     """
-    if _first_extrapolated(choosable_kernels(space.network, space), latency) is None:
+    if _first_extrapolated(choosable_kernels(space.network, space, integer_only=integer_only), latency) is None:
         return space
-    measured = _narrowed(space, "quant", _precision_kernels(space), latency, table)
-    narrowed = _narrowed(measured, "channels", _channel_kernels(measured), latency, table)
-    beyond = _first_extrapolated(choosable_kernels(space.network, narrowed), latency)
+    measured = _narrowed(space, "quant", _precision_kernels(space, integer_only), latency, table)
+    narrowed = _narrowed(measured, "channels", _channel_kernels(measured, integer_only), latency, table)
+    beyond = _first_extrapolated(choosable_kernels(space.network, narrowed, integer_only=integer_only), latency)
     if beyond is not None:
         raise outside_range(beyond, "", table)
     return narrowed
@@ -57,26 +59,29 @@ def nearest_range(kernel: Kernel, table: LatencyTable) -> str:
     return ", ".join(f"{size} {ranges[size][0]} to {ranges[size][-1]}" for size in beyond)
 
 
-def _precision_kernels(space: SearchSpace) -> _KernelsOf:
+def _precision_kernels(space: SearchSpace, integer_only: bool) -> _KernelsOf:
     """Of a layer's precision: the unpruned layer as it is then executed."""
-    unpruned = Policy(channels=_most_channels(space))
+    most = _most_channels(space)
 
     def kernels(gene: Gene, choice: Choice) -> list[Kernel]:
-        int8 = isinstance(choice, LayerPolicy) and choice.activation == "int8"
+        decision = choice if isinstance(choice, LayerPolicy) else FLOAT
+        unpruned = Policy({gene.target: decision}, most)
+        precision: Precision = "int8" if decision.activation == "int8" else "fp32"
         nodes = (node for node in space.network.kernels if node.layer == gene.target)
-        return [node.kernel("int8" if int8 else "fp32", unpruned) for node in nodes]
+        return [node.kernel(precision, unpruned, coded=integer_only) for node in nodes]
 
     return kernels
 
 
-def _channel_kernels(space: SearchSpace) -> _KernelsOf:
+def _channel_kernels(space: SearchSpace, integer_only: bool) -> _KernelsOf:
     """Of a group's channels: every kernel and conversion that reads or makes them, all other groups unpruned."""
-    layout, network, most = Layout(space), space.network, _most_channels(space)
+    layout, network, most = Layout(space, integer_only=integer_only), space.network, _most_channels(space)
+    plain = {layer.name: INT8 for layer in network.layers}  # how weights are coded does not move a kernel out of range
 
     def kernels(gene: Gene, choice: Choice) -> list[Kernel]:
-        policy = Policy(channels={**most, gene.target: choice})  # type: ignore[dict-item]
+        policy = Policy(plain, {**most, gene.target: choice})  # type: ignore[dict-item]
         found = [
-            node.kernel("int8" if int8 else "fp32", policy)
+            node.kernel("int8" if int8 else "fp32", policy, coded=integer_only)
             for node, flag in zip(network.kernels, layout.executed, strict=True)
             if not node.free and gene.target in (*node.in_channels.groups, *node.out_channels.groups)
             for int8 in flag.values

@@ -99,5 +99,5 @@ class Observations:
 
 def _kernel(fields: list[Any]) -> Kernel:
     """From the JSON form of `astuple`."""
-    *sizes, coding = fields
-    return Kernel(*sizes, None if coding is None else WeightCoding(*coding))
+    named = dict(zip(Kernel.__dataclass_fields__, fields, strict=True))
+    return Kernel(**named | {"coding": None if named["coding"] is None else WeightCoding(*named["coding"])})
