@@ -11,10 +11,14 @@ from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructu
 
 from autocomp.errors import UserError
 from autocomp.hardware.cuda import gpu as gpu_module
+from autocomp.hardware.cuda.chains import OnnxReplay, make_call, make_chains, make_input, static_shape, stopwatch_of
 from autocomp.hardware.cuda.gpu import NoGpu, driver_version, find_gpu, require
+from autocomp.hardware.cuda.measuring import measure_on
 from autocomp.hardware.cuda.precisions import SPARSE_WEIGHTS, in_other_precisions, refusal
+from autocomp.hardware.kernel_models import kernel_model
 from autocomp.hardware.latencies import at_hand
 from autocomp.hardware.profile import find_profile
+from autocomp.hardware.runner import FEWEST_ROUNDS, input_values
 from autocomp.kernel import PRECISIONS, Kernel
 
 CONV, DEPTHWISE = Kernel("conv", "fp32", 64, 64, 14, 14, 3, 3), Kernel("depthwise", "fp32", 64, 64, 14, 14, 3, 3, 1, 64)
@@ -117,6 +121,37 @@ def test_the_sides_of_sparse_weights_are_what_torch_asks_for() -> None:
         assert SPARSE_WEIGHTS[0] % shape.sparse_min_rows == SPARSE_WEIGHTS[1] % shape.sparse_min_cols == 0
 
 
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        replace(CONV, precision="fp16", stride=2), replace(CONV, precision="bf16", height=7, kernel_h=1),
+        replace(DEPTHWISE, precision="fp16"), replace(CONV, precision="fp16", groups=4, out_channels=32),
+        replace(LINEAR, precision="bf16"), replace(TOKENS, precision="fp16", out_channels=10),
+        replace(TOKENS, precision="int8", out_channels=128),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_torch_computes_the_kernel_that_the_table_names(kernel: Kernel) -> None:
+    """The calls that are made on a GPU, on a CPU: of the shape and the type that the kernel says."""
+    source = make_input(kernel, "cpu")
+    first, second = make_call(kernel, source), make_call(kernel, source)
+    result = first()
+    assert source.numel() == kernel.in_elements and result.numel() == kernel.out_elements
+    assert source.element_size() == kernel.value_bytes
+    assert result.dtype == (torch.int32 if kernel.precision == "int8" else source.dtype)
+    assert not torch.equal(result, second())  # weights of its own
+
+
+@pytest.mark.parametrize("op", ["conv", "depthwise", "linear", "add", "mul", "concat", "max_pool", "global_avg_pool"])
+def test_the_room_for_results_is_known_before_a_graph_is_captured(op: str) -> None:
+    kernel = Kernel(op, "fp32", 32, 32, 14, 14, groups=32 if op == "depthwise" else 1)
+    session = onnxruntime.InferenceSession(kernel_model(kernel, 3), providers=["CPUExecutionProvider"])
+    source = session.get_inputs()[0]
+    results = session.run(None, {source.name: input_values(source.type, source.shape)})
+    assert [static_shape(o.shape, 1) for o in session.get_outputs()] == [list(result.shape) for result in results]
+    assert static_shape(["batch", 10], 3) == [3, 10]
+
+
 def real_gpu() -> bool:
     try:
         find_gpu()
@@ -130,9 +165,6 @@ def real_gpu() -> bool:
 class TestOnAGpu:
     @pytest.mark.parametrize("precision", PRECISIONS)
     def test_a_kernel_is_measured_in_every_precision_that_runs(self, precision: str) -> None:
-        from autocomp.hardware.cuda.chains import make_chains, stopwatch_of
-        from autocomp.hardware.runner import FEWEST_ROUNDS
-
         gpu = find_gpu()
         kernel = replace(TOKENS, in_channels=1024, out_channels=1024, width=256, precision=precision)
         if refusal(kernel, gpu.capability) is not None:
@@ -144,9 +176,6 @@ class TestOnAGpu:
         assert 0.1 < chains.timing.us < 1000.0
 
     def test_twice_the_work_takes_longer(self) -> None:
-        from autocomp.hardware.cuda.chains import make_chains, stopwatch_of
-        from autocomp.hardware.cuda.measuring import measure_on
-
         gpu = find_gpu()
         small = Kernel("conv", "fp32", 256, 256, 56, 56, 3, 3)
         large = replace(small, out_channels=1024)
@@ -155,8 +184,5 @@ class TestOnAGpu:
         assert found[large] > 2 * found[small]
 
     def test_a_model_that_the_provider_lacks_a_kernel_for_is_refused(self) -> None:
-        from autocomp.hardware.cuda.chains import OnnxReplay, stopwatch_of
-        from autocomp.hardware.kernel_models import kernel_model
-
         with pytest.raises(Exception, match=r"(?i)cpu"):
             OnnxReplay(kernel_model(replace(CONV, precision="int8")), stopwatch_of(find_gpu()))

@@ -1,13 +1,14 @@
 """The calls of a CUDA device: chains of a kernel as CUDA graphs, timed by events.
 
-Not one line of this module has run on a GPU yet; docs/gpu.md says what that leaves unproven.
+No call of a device in this module has run on a GPU yet; docs/gpu.md says what that leaves unproven.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnxruntime
 
 from autocomp.hardware.cuda.gpu import PROVIDER, Gpu
@@ -73,15 +74,17 @@ class OnnxReplay:
         self._session = onnxruntime.InferenceSession(model, options, [(PROVIDER, provider)])
         if self._session.get_providers()[0] != PROVIDER:
             raise RuntimeError(f"{PROVIDER} does not load: its CUDA or cuDNN libraries are not found")
-        source, result = self._session.get_inputs()[0], self._session.get_outputs()[0]
+        source = self._session.get_inputs()[0]
         if values is None:
             values = input_values(source.type, source.shape)
+        # A graph reads and writes where it did when it was captured, which is in the first call.
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_input(source.name, onnxruntime.OrtValue.ortvalue_from_numpy(values, "cuda", 0))
-        self._binding.bind_output(result.name, "cuda", 0)
-        self._run()
-        # A graph reads and writes where it did when it was captured.
-        self._binding.bind_ortvalue_output(result.name, self._binding.get_outputs()[0])
+        for result in self._session.get_outputs():
+            room = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                static_shape(result.shape, len(values)), np.float32, "cuda", 0
+            )
+            self._binding.bind_ortvalue_output(result.name, room)
         for _ in range(_WARM_UP):
             self._run()
 
@@ -99,8 +102,8 @@ class TorchReplay:
         import torch
 
         self._stopwatch = stopwatch
-        source = _input(kernel)
-        calls = [_call(kernel, source) for _ in range(copies)]
+        source = make_input(kernel, "cuda")
+        calls = [make_call(kernel, source) for _ in range(copies)]
         self._graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=True):
             with torch.cuda.stream(stopwatch.stream):
@@ -117,37 +120,40 @@ class TorchReplay:
         return self._stopwatch.device_us(self._graph.replay)
 
 
-def _input(kernel: Kernel) -> "torch.Tensor":
+def static_shape(shape: Sequence[int | str], batch: int) -> list[int]:
+    """The shape of a model's output for inputs of a `batch`, which is the one axis that a file may leave open."""
+    return [size if isinstance(size, int) else batch for size in shape]
+
+
+def make_input(kernel: Kernel, device: str) -> "torch.Tensor":
     """(positions, channels) for a linear layer; (1, channels, height, width), channels last in memory, for others."""
     import torch
 
-    if kernel.precision == "int8":
-        return torch.ones((kernel.height * kernel.width, kernel.in_channels), dtype=torch.int8, device="cuda")
-    dtype = torch.bfloat16 if kernel.precision == "bf16" else torch.float16
+    dtype = {"bf16": torch.bfloat16, "int8": torch.int8}.get(kernel.precision, torch.float16)
     if kernel.op == "linear":
-        return torch.ones((kernel.height * kernel.width, kernel.in_channels), dtype=dtype, device="cuda")
-    image = torch.ones((1, kernel.in_channels, kernel.height, kernel.width), dtype=dtype, device="cuda")
+        return torch.ones((kernel.height * kernel.width, kernel.in_channels), dtype=dtype, device=device)
+    image = torch.ones((1, kernel.in_channels, kernel.height, kernel.width), dtype=dtype, device=device)
     return image.to(memory_format=torch.channels_last)
 
 
-def _call(kernel: Kernel, source: "torch.Tensor") -> Callable[[], "torch.Tensor"]:
-    """One copy, with weights of its own."""
+def make_call(kernel: Kernel, source: "torch.Tensor") -> Callable[[], "torch.Tensor"]:
+    """One copy of the kernel on `source`, with weights of its own, on the device of `source`."""
     import torch
     from torch.nn import functional
 
-    out, into = kernel.out_channels, kernel.in_channels // kernel.groups
+    out, into, device = kernel.out_channels, kernel.in_channels // kernel.groups, source.device
     if kernel.precision == "int8":
-        integers = torch.randint(-127, 128, (out, into), dtype=torch.int8, device="cuda")
+        integers = torch.randint(-127, 128, (out, into), dtype=torch.int8, device=device)
         return lambda: torch._int_mm(source, integers.t())
-    bias = torch.zeros(out, dtype=source.dtype, device="cuda")
+    bias = torch.zeros(out, dtype=source.dtype, device=device)
     if kernel.op == "linear":
-        weight = torch.randn((out, into), dtype=source.dtype, device="cuda")
+        weight = torch.randn((out, into), dtype=source.dtype, device=device)
         if kernel.precision == "fp16_2of4":
-            mask = torch.tensor([True, True, False, False], device="cuda").repeat(out, into // 4)
-            weight = torch.sparse.to_sparse_semi_structured(weight * mask)
+            half = torch.tensor([True, True, False, False], device=device).repeat(out, into // 4)
+            weight = torch.sparse.to_sparse_semi_structured(weight * half)
         return lambda: functional.linear(source, weight, bias)
     shape = (out, into, kernel.kernel_h, kernel.kernel_w)
-    filters = torch.randn(shape, dtype=source.dtype, device="cuda").to(memory_format=torch.channels_last)
+    filters = torch.randn(shape, dtype=source.dtype, device=device).to(memory_format=torch.channels_last)
     padding = (kernel.kernel_h // 2, kernel.kernel_w // 2)
     return lambda: functional.relu(
         functional.conv2d(source, filters, bias, kernel.stride, padding, groups=kernel.groups)
