@@ -21,6 +21,7 @@ from autocomp.export.writer import OnnxWriter
 from autocomp.hardware.choices import choosable_kernels
 from autocomp.hardware.cost import CostModel, network_kernels
 from autocomp.hardware.estimator import LatencyModel
+from autocomp.hardware.ethos_u.compiler import vela_version
 from autocomp.hardware.latencies import at_hand, known_latencies, latencies_for
 from autocomp.hardware.profile import HardwareProfile, find_profile
 from autocomp.hardware.strict import within_measured_range
@@ -30,6 +31,7 @@ from autocomp.settings import SearchSettings
 from autocomp.space import SearchSpace, Veto
 from autocomp.tasks import Task, load_task
 from autocomp.tasks.spaces import load_space
+from autocomp.tflite.schema import load_schema
 
 
 @dataclass
@@ -67,6 +69,9 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
     """Load and trace the task, fill or read the latency table, build space and costs; the bench goes to `folder`."""
     profiles = [at_hand(find_profile(name)) for name in settings.profiles]
     for profile in profiles:
+        if profile.accelerator is not None:  # what is missing is worth knowing before a network is trained
+            vela_version()
+            load_schema()
         if profile.staleness is not None:
             display.note(f"warning: {profile.staleness}")
     task = _load_task(settings, display)

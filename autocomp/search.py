@@ -43,13 +43,14 @@ def _search(settings: SearchSettings, run: Path, display: Display, known: dict[i
         seconds = 60 * (settings.minutes if settings.minutes is not None else prepared.task.minutes)
         if settings.trials is not None and settings.minutes is None:
             seconds = None  # type: ignore[assignment]  # whoever counts trials wants them all
-        facts = run_facts(prepared, run)
-        write_settings(run, facts, "running")
-        rundir.write_network(run, prepared.bench.traced.spec)
         (run / rundir.MODELS).mkdir(exist_ok=True)
         (run / rundir.POLICIES).mkdir(exist_ok=True)
         display.phase("scoring the float network and its plain int8 version")
+        # First of all: a network that the devices' files cannot express is refused before there is a run.
         references = measure_references(prepared, run)
+        facts = run_facts(prepared, run)
+        write_settings(run, facts, "running")
+        rundir.write_network(run, prepared.bench.traced.spec)
         with Journal(run) as journal:
             schedule = _make_schedule(prepared, journal, references, seconds, known, display)
             interrupted = False
