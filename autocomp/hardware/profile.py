@@ -215,6 +215,11 @@ class HardwareProfile(_Strict):
         return self.table == ON_THE_SPOT
 
     @property
+    def integer_only(self) -> bool:
+        """Whether the device has no floating point: a network's input and output are int8, and all in between."""
+        return self.accelerator is not None
+
+    @property
     def table_path(self) -> Path | None:
         """The table's file; None for a profile measured on the spot."""
         return None if self.on_the_spot else self._folder / self.table
