@@ -46,9 +46,13 @@ def latencies_for(
     """The device's table. On this machine, those of `kernels` that it lacks are measured before.
 
     That takes `LOCAL_SECONDS` at most; what could not be measured in that time is left to the estimator. UserError
-    where the device is not at hand.
+    where the device is not at hand, or does not run one of `kernels`.
     """
     if not profile.on_the_spot:
         return profile.latencies
     device = local_device(profile)
+    for kernel in kernels:
+        refusal = device.refusal(kernel)
+        if refusal is not None:
+            raise UserError(f"{profile.name} does not run {kernel}: {refusal}")
     return ensure_table(device.table, kernels, device.measure, LOCAL_SECONDS, progress)

@@ -32,8 +32,8 @@ class LocalDevice:
 
     machine: for a profile's provenance. table: file of its latencies, which may not be there yet. measure: measures
     kernels. bind: loads a model (serialized, or the path of a file) with values for its input, or None for any.
-    typical: microseconds that the rounds come to. in_other_precisions: kernels that it also runs, though no file has
-    them.
+    typical: microseconds that the rounds come to. refusal: why it does not run a kernel, None if it does.
+    in_other_precisions: kernels that it also runs, though no file has them.
     """
 
     machine: Machine
@@ -41,6 +41,7 @@ class LocalDevice:
     measure: Measure
     bind: Callable[[bytes | str, Any], Round]
     typical: Callable[[list[float]], float]
+    refusal: Callable[[Kernel], str | None]
     in_other_precisions: Callable[[Sequence[Kernel]], list[Kernel]]
 
 
@@ -69,7 +70,7 @@ def _cpu(profile: HardwareProfile, folder: Path | None) -> LocalDevice:
 
     return LocalDevice(
         Machine(cpu, device, onnxruntime.__version__, profile.threads), host_table_path(folder), measure_batch, bind,
-        undisturbed, lambda kernels: [],
+        undisturbed, lambda kernel: None, lambda kernels: [],
     )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def _gpu(profile: HardwareProfile, wanted: str, folder: Path | None) -> LocalDev
     from autocomp.hardware.cuda.chains import OnnxReplay, make_chains, stopwatch_of
     from autocomp.hardware.cuda.gpu import NoGpu, find_gpu, require
     from autocomp.hardware.cuda.measuring import gpu_table_path, measure_on
-    from autocomp.hardware.cuda.precisions import in_other_precisions
+    from autocomp.hardware.cuda.precisions import in_other_precisions, refusal
     from autocomp.hardware.cuda.timing import typical
 
     try:
@@ -94,5 +95,6 @@ def _gpu(profile: HardwareProfile, wanted: str, folder: Path | None) -> LocalDev
         Machine(gpu.name, f"{gpu.name} of the machine that was measured", gpu.onnxruntime, profile.threads, software),
         gpu_table_path(gpu, folder), measure_on(gpu, lambda kernel: make_chains(kernel, stopwatch_of(gpu))),
         lambda model, values: OnnxReplay(model, stopwatch_of(gpu), values=values).replay_us,
-        typical, lambda kernels: in_other_precisions(kernels, gpu.capability),
+        typical, lambda kernel: refusal(kernel, gpu.capability),
+        lambda kernels: in_other_precisions(kernels, gpu.capability),
     )  # fmt: skip

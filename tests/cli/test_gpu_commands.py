@@ -10,8 +10,10 @@ from fake_gpu import H100, gpu_at_hand
 
 from autocomp import cli
 from autocomp.hardware.cuda import gpu as gpu_module
+from autocomp.hardware.kernel_models import kernel_model
 from autocomp.hardware.latencies import at_hand
 from autocomp.hardware.profile import find_profile
+from autocomp.kernel import Kernel
 
 TASK = f"{Path(__file__).parents[1] / 'end_to_end' / 'toy_tasks.py'}:small"
 
@@ -76,6 +78,14 @@ def test_a_gpu_of_another_kind_is_no_h100(capsys: pytest.CaptureFixture[str]) ->
     with gpu_at_hand(replace(H100, name="NVIDIA A10")):
         line = refusal(["profile", "gpu_h100"], capsys)
     assert "'H100', and this machine's is 'NVIDIA A10': take host_gpu" in line
+
+
+def test_a_file_of_integer_kernels_is_nothing_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("int8.onnx").write_bytes(kernel_model(Kernel("conv", "int8", 8, 8, 8, 8)))
+    with gpu_at_hand():
+        assert cli.main(["estimate", "int8.onnx", "--hw", "host_gpu"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "autocomp: host_gpu does not run conv 8→8 @8x8 int8: there is no int8 kernel for conv"
 
 
 def test_no_bundle_measures_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
