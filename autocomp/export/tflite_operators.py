@@ -260,6 +260,8 @@ def _max_pool(graph: Graph, call: Call) -> Stored:
 def _avg_pool(graph: Graph, call: Call) -> Stored:
     """A depthwise convolution of ones: it requantizes in one rounding, where AVERAGE_POOL_2D keeps its input's grid."""
     node = call.node
+    if argument(node, 6, "divisor_override", None) is not None:
+        raise inexpressible(call.name, "an average with a divisor of its own")
     value, window, border = _pooling(graph, call)
     wanted = read_border(value.tensor.shape[1:3], value.border + border, window, round_up=bool(
         argument(node, 4, "ceil_mode", False)
@@ -272,11 +274,10 @@ def _avg_pool(graph: Graph, call: Call) -> Stored:
             raise inexpressible(call.name, "an average that leaves out a padding which is not that of SAME")
         average = graph.builder.avg_pool(f"{call.name}_average", x, window.kernel, window.stride, "SAME")
         return Stored(graph.on_grid(call.name, average, call.result))
-    divisor = argument(node, 6, "divisor_override", None) or math.prod(window.kernel)
     channels = x.shape[3]
     tensor = graph.builder.depthwise(
         call.name, x, np.ones((1, *window.kernel, channels), np.int8),
-        np.full(channels, 1 / int(divisor), np.float32), np.zeros(channels, np.int32),  # type: ignore[call-overload]
+        np.full(channels, 1 / math.prod(window.kernel), np.float32), np.zeros(channels, np.int32),  # type: ignore[call-overload]
         call.result, stride=window.stride, padding=padding,
     )  # fmt: skip
     return Stored(tensor)

@@ -51,16 +51,16 @@ def same_border(size: Sequence[int], window: Window) -> Border:
 def read_border(size: Sequence[int], border: Border, window: Window, *, round_up: bool = False) -> Border:
     """The part of `border` that the window reads at all: a step may end before the last row or column.
 
-    round_up: a window that begins inside the image or the border in front of it counts, even if it ends behind the
-    border (torch's `ceil_mode`), and reads rows that `border` lacks.
+    round_up: one more window counts that begins inside the image or the border in front of it and ends behind the
+    other border (torch's `ceil_mode`): it reads rows that `border` lacks.
     """
     sides = []
     for length, (before, after), reach, stride in zip(
         size, (border.rows, border.columns), window.reach, window.stride, strict=True
     ):
         over = length + before + after - reach
-        steps = -(-over // stride) if round_up else over // stride
-        if steps * stride >= length + before:
-            steps -= 1  # a window that would begin behind the image
+        steps = over // stride
+        if round_up and over % stride and (steps + 1) * stride < length + before:
+            steps += 1
         sides.append((before, max(steps * stride + reach - length - before, 0)))
     return Border(*sides)
