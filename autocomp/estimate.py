@@ -15,6 +15,7 @@ from autocomp.export.kernels import file_kernels
 from autocomp.hardware.breakdown import Breakdown, break_down
 from autocomp.hardware.cost import network_kernels
 from autocomp.hardware.estimator import LatencyModel
+from autocomp.hardware.ethos_u.bottleneck import NpuLimits
 from autocomp.hardware.latencies import known_latencies, latencies_for
 from autocomp.hardware.memory import peak_memory
 from autocomp.hardware.profile import HardwareProfile
@@ -74,12 +75,12 @@ def estimate_task(settings: SearchSettings, policy: Policy | None, origin: str, 
         prepared = prepare(settings, display, Path(folder))
         spec, profile = prepared.bench.traced.spec, prepared.profile
         if policy is None:
-            asked = {"float": Policy(), "int8": plain_int8(spec, profile)}
+            asked = _unchanged(profile) | {"int8": plain_int8(spec, profile)}
         else:
             _check(spec, policy, profile, origin)
             asked = {Path(origin).name: policy}
         costs = {name: prepared.cost.of_policy(version) for name, version in asked.items()}
-        versions = [_version(spec, n, p, round(float(costs[n].size_bytes[0]))) for n, p in asked.items()]
+        versions = [_version(spec, profile, n, p, round(float(costs[n].size_bytes[0]))) for n, p in asked.items()]
     return _estimated(profile, versions, prepared.cost.latency, known_latencies(profile))
 
 
@@ -99,8 +100,9 @@ def compare_task(
     for profile in profiles:
         if policy is not None:
             _check(spec, policy, profile, origin)
-        other = ("int8", plain_int8(spec, profile)) if policy is None else (Path(origin).name, policy)
-        found.append(_on_device(profile, [_version(spec, n, p) for n, p in (("float", Policy()), other)], display))
+        other = {"int8": plain_int8(spec, profile)} if policy is None else {Path(origin).name: policy}
+        asked = _unchanged(profile) | other
+        found.append(_on_device(profile, [_version(spec, profile, n, p) for n, p in asked.items()], display))
     return found
 
 
@@ -142,9 +144,21 @@ class _Version:
     memory_bytes: int | None = None
 
 
-def _version(network: NetworkSpec, name: str, policy: Policy, size_bytes: int | None = None) -> _Version:
-    kernels = [(kernel, layer or "") for kernel, layer in network_kernels(network, policy)]
-    return _Version(name, kernels, size_bytes, peak_memory(network, policy))
+def _unchanged(profile: HardwareProfile) -> dict[str, Policy]:
+    """The float network, where the device computes in floating point."""
+    return {} if profile.accelerator is not None else {"float": Policy()}
+
+
+def _version(
+    network: NetworkSpec, profile: HardwareProfile, name: str, policy: Policy, size_bytes: int | None = None
+) -> _Version:
+    integer_only = profile.accelerator is not None
+    kernels = [(k, layer or "") for k, layer in network_kernels(network, policy, integer_only=integer_only)]
+    return _Version(name, kernels, size_bytes, peak_memory(network, policy, integer_only=integer_only))
+
+
+def _skips_zeros(profile: HardwareProfile) -> bool:
+    return any("2:4" in capability.patterns for capability in profile.executes)
 
 
 def _check(network: NetworkSpec, policy: Policy, profile: HardwareProfile, origin: str) -> None:
@@ -164,8 +178,9 @@ def _on_device(profile: HardwareProfile, versions: Sequence[_Version], display: 
 def _estimated(
     profile: HardwareProfile, versions: Sequence[_Version], model: LatencyModel, table: LatencyTable
 ) -> DeviceEstimate:
-    roofline = Roofline(table)
+    npu = profile.accelerator is not None
+    limits = NpuLimits(model, skips_zeros=_skips_zeros(profile)) if npu else Roofline(table)
     networks = (
-        NetworkEstimate(v.name, break_down(v.kernels, model, roofline), v.size_bytes, v.memory_bytes) for v in versions
+        NetworkEstimate(v.name, break_down(v.kernels, model, limits), v.size_bytes, v.memory_bytes) for v in versions
     )
     return DeviceEstimate(profile, tuple(networks))

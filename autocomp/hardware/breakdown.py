@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autocomp.hardware.estimator import LatencyModel
-from autocomp.hardware.roofline import Limit, Roofline
+from autocomp.hardware.roofline import Limit
 from autocomp.kernel import Kernel
 
 
@@ -14,7 +18,8 @@ class KernelLatency:
 
     name: of the layer or node that it executes. latency_ms, low_ms, high_ms: milliseconds and their 90 % band.
     share: of the network's latency, a fraction. measured: it is a row of the table. extrapolated: it lies outside what
-    the table covers. limit: see `autocomp.hardware.roofline`.
+    the table covers. limit: see `autocomp.hardware.roofline`. lever: which decisions make it faster, where that is
+    known better than by the limit; else "".
     """
 
     name: str
@@ -26,6 +31,19 @@ class KernelLatency:
     measured: bool
     extrapolated: bool
     limit: Limit
+    lever: str = ""
+
+
+class Limits(Protocol):
+    """Says what limits kernels: `hardware.roofline.Roofline`, or `hardware.ethos_u.bottleneck.NpuLimits`."""
+
+    def limits(self, kernels: Sequence[Kernel], latencies_us: NDArray[np.float64]) -> list[Limit]:
+        """Of n kernels. latencies_us: microseconds that they take, shape (n,)."""
+        ...
+
+    def levers(self, kernels: Sequence[Kernel]) -> list[str]:
+        """What makes each faster; "" where the limit says it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +74,7 @@ class Breakdown:
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def break_down(kernels: Sequence[tuple[Kernel, str]], model: LatencyModel, roofline: Roofline) -> Breakdown:
+def break_down(kernels: Sequence[tuple[Kernel, str]], model: LatencyModel, roofline: Limits) -> Breakdown:
     """The latency of a network, given as (kernel, name) pairs.
 
     The band of the whole is narrower than those of its kernels: what each is off by alone partly cancels out.
@@ -66,11 +84,12 @@ def break_down(kernels: Sequence[tuple[Kernel, str]], model: LatencyModel, roofl
     total_us, low_us, high_us = estimate.total_us
     lines = [
         KernelLatency(
-            name, kernel, us / 1000, low / 1000, high / 1000, us / total_us, bool(measured), bool(extrapolated), limit
+            name, kernel, us / 1000, low / 1000, high / 1000, us / total_us, bool(measured), bool(extrapolated), limit,
+            lever,
         )
-        for (kernel, name), us, low, high, measured, extrapolated, limit in zip(
+        for (kernel, name), us, low, high, measured, extrapolated, limit, lever in zip(
             kernels, estimate.us.tolist(), estimate.low_us.tolist(), estimate.high_us.tolist(), estimate.measured,
-            estimate.extrapolated, roofline.limits(only, estimate.us), strict=True,
+            estimate.extrapolated, roofline.limits(only, estimate.us), roofline.levers(only), strict=True,
         )
     ]  # fmt: skip
     return Breakdown(tuple(lines), total_us / 1000, low_us / 1000, high_us / 1000)

@@ -9,6 +9,8 @@ ridge point, divides kernels by their arithmetic intensity, the MACs for each by
     compute     its intensity is above the ridge point: fewer MACs make it faster
     memory      its intensity is below: fewer bytes make it faster
 
+    weights     an NPU that waits for its weights (`ethos_u.bottleneck`): fewer bits of them make it faster
+
 A call takes as long as the table's fastest row. A peak is the third best that any row achieves (one or two may be
 mismeasured) among the rows that are not overhead: MACs have one for each precision, bytes have one.
 """
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import PRECISIONS, Kernel
 
-Limit = Literal["compute", "memory", "overhead", "conversion"]
+Limit = Literal["compute", "memory", "overhead", "conversion", "weights"]
 #: Operators that change how a tensor is stored and compute nothing.
 CONVERSIONS = frozenset({"quantize", "dequantize"})
 _FROM_TOP = 3
@@ -49,6 +51,10 @@ class Roofline:
     def limits(self, kernels: Sequence[Kernel], latencies_us: NDArray[np.float64]) -> list[Limit]:
         """What limits each of n kernels. latencies_us: microseconds that they take, shape (n,)."""
         return [self._limit(kernel, us) for kernel, us in zip(kernels, latencies_us.tolist(), strict=True)]
+
+    def levers(self, kernels: Sequence[Kernel]) -> list[str]:
+        """Nothing beyond what the limit says."""
+        return [""] * len(kernels)
 
     def _limit(self, kernel: Kernel, latency_us: float) -> Limit:
         if kernel.op in CONVERSIONS:

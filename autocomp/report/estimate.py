@@ -112,9 +112,15 @@ def _by_layer(breakdown: Breakdown) -> dict[str, KernelLatency]:
     return found
 
 
+#: Of the table of kernels, without what an NPU adds.
+_COLUMNS = 6
+
+
 def _print_kernels(breakdown: Breakdown, console: Console) -> None:
     narrow = console.width < _WIDE
     table = plain_table("layer", "kernel", ">µs", ">90 %" if narrow else ">90 % band", ">share", "limited by")
+    if any(kernel.lever for kernel in breakdown.kernels) and not narrow:
+        table.add_column("faster by")
     for kernel in breakdown.kernels:
         name = kernel.name if not narrow or len(kernel.name) <= _MOST_NAME else f"…{kernel.name[1 - _MOST_NAME :]}"
         low, high = significant(1000 * kernel.low_ms), significant(1000 * kernel.high_ms)
@@ -122,7 +128,7 @@ def _print_kernels(breakdown: Breakdown, console: Console) -> None:
         beyond = "*" if kernel.extrapolated else ""
         table.add_row(
             Text(name), Text(str(kernel.kernel), no_wrap=True), significant(1000 * kernel.latency_ms) + beyond, band,
-            f"{100 * kernel.share:.1f} %", kernel.limit,
+            f"{100 * kernel.share:.1f} %", kernel.limit, *([kernel.lever] if len(table.columns) > _COLUMNS else []),
         )  # fmt: skip
     console.print(table)
 
@@ -163,7 +169,7 @@ def _network(network: NetworkEstimate) -> dict[str, Any]:
             {
                 "layer": kernel.name, "kernel": str(kernel.kernel), "latency_ms": kernel.latency_ms,
                 "low_ms": kernel.low_ms, "high_ms": kernel.high_ms, "share": kernel.share, "measured": kernel.measured,
-                "extrapolated": kernel.extrapolated, "limit": kernel.limit,
+                "extrapolated": kernel.extrapolated, "limit": kernel.limit, "lever": kernel.lever,
             }
             for kernel in whole.kernels
         ],

@@ -1,0 +1,64 @@
+"""Bytes of the file that Vela makes, before there is one: what the device stores, where the budget applies.
+
+Encoded weights (`encoded`), ten bytes of scale and bias for each output channel, a command stream that grows with the
+number of kernels, and what the flatbuffer takes around it. The last two were read off compiled networks (docs/npu.md);
+beside the weights they are small.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocomp.hardware.ethos_u.encoded import EncodedWeights
+from autocomp.hardware.table import LatencyTable
+from autocomp.kernel import Kernel, WeightCoding
+from autocomp.network import LayerSpec, NetworkSpec
+from autocomp.policy import LayerPolicy
+
+Ints = NDArray[np.int64]
+
+#: Scale, shift and bias of an output channel, as the weight decoder reads them.
+SCALE_BYTES = 10
+#: Commands of one kernel: registers that are set for each of its blocks.
+COMMAND_BYTES = 330
+#: The flatbuffer around it: one custom operator, its tensors and metadata.
+CONTAINER_BYTES = 1500
+
+
+class CompiledSizes:
+    """`hardware.cost.Sizes` of a network on an NPU, from the table's encoded bytes."""
+
+    def __init__(self, network: NetworkSpec, table: LatencyTable) -> None:
+        self._encoded = EncodedWeights(table)
+        self._nodes = {node.layer: node for node in network.kernels if node.layer is not None}
+        self._kernels = sum(not node.free for node in network.kernels)
+
+    def fixed_bytes(self) -> int:
+        """Of every compiled file of the network, whatever its policy."""
+        return CONTAINER_BYTES + COMMAND_BYTES * self._kernels
+
+    def layer_bytes(self, layer: LayerSpec, decision: LayerPolicy, out_channels: Ints, weights: Ints) -> Ints:
+        """Encoded weights, scales and biases of a layer, for arrays of channel and weight counts."""
+        node, coding = self._nodes[layer.name], WeightCoding.of(decision)
+        window = node.kernel_h * node.kernel_w
+        inputs = out_channels if layer.depthwise else weights // np.maximum(out_channels * window, 1) * node.groups
+        kernels: list[Kernel] = [
+            node.sized("int8", int(count_in), int(count_out), coding)
+            for count_in, count_out in zip(inputs.ravel(), out_channels.ravel(), strict=True)
+        ]
+        encoded = self._encoded.bytes(kernels).reshape(out_channels.shape)
+        return np.rint(encoded).astype(np.int64) + SCALE_BYTES * out_channels
+
+    def tensor_bytes(self, kernel: int) -> int:
+        """Quantization parameters stand in the commands."""
+        return 0
+
+    def dequantize_bytes(self, kernel: int) -> int:
+        return 0
+
+    def dequantize_function_bytes(self) -> int:
+        return 0
+
+    def function_bytes(self, layer: LayerSpec, decision: LayerPolicy) -> Mapping[str, int]:
+        return {}
