@@ -19,9 +19,10 @@ from autocomp.errors import UserError
 from autocomp.export.size import FileSizes
 from autocomp.export.writer import OnnxWriter
 from autocomp.hardware.choices import choosable_kernels
-from autocomp.hardware.cost import CostModel, network_kernels
+from autocomp.hardware.cost import CostModel, Sizes, network_kernels
 from autocomp.hardware.estimator import LatencyModel
 from autocomp.hardware.ethos_u.compiler import vela_version
+from autocomp.hardware.ethos_u.sizes import CompiledSizes
 from autocomp.hardware.latencies import at_hand, known_latencies, latencies_for
 from autocomp.hardware.profile import HardwareProfile, find_profile
 from autocomp.hardware.strict import within_measured_range
@@ -83,11 +84,12 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
     latencies = [_latency_model(profile, traced.spec, space, display) for profile in profiles]
     if settings.strict:
         for profile, latency in zip(profiles, latencies, strict=True):
-            space = within_measured_range(space, latency, known_latencies(profile))
+            integer_only = profile.accelerator is not None
+            space = within_measured_range(space, latency, known_latencies(profile), integer_only=integer_only)
     display.phase("tabulating costs", detail=f"{len(space)} decisions")
-    sizes = FileSizes(OnnxWriter(traced))
+    of_onnx = FileSizes(OnnxWriter(traced))
     devices = [
-        Device(profile, CostModel(space, latency, sizes), settings.budget_of(profile.name))
+        Device(profile, _costs(space, latency, of_onnx), settings.budget_of(profile.name))
         for profile, latency in zip(profiles, latencies, strict=True)
     ]
     for device in devices:
@@ -99,6 +101,13 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
                 "choices out"
             )
     return Prepared(settings, task, bench, space, Devices(devices, space.largest))
+
+
+def _costs(space: SearchSpace, latency: LatencyModel, of_onnx: Sizes) -> CostModel:
+    """On an NPU, whose table tells encoded bytes, bytes are those of the compiled file."""
+    if latency.encoded is None:
+        return CostModel(space, latency, of_onnx)
+    return CostModel(space, latency, CompiledSizes(space.network, latency.encoded), integer_only=True)
 
 
 def common_veto(profiles: Sequence[HardwareProfile]) -> Veto:

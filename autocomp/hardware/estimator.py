@@ -161,11 +161,14 @@ class LatencyModel:
         fallback: tuple[float, float],
         table: LatencyTable,
         floor: float,
+        encoded: EncodedWeights | None = None,
     ) -> None:
         self._families = dict(families)
         self._call_us, self._us_per_byte = fallback
         self._rows = {kernel: row.latency_us for kernel, row in table.items()}
         self._spread = {kernel: row.spread_us or 0.0 for kernel, row in table.items()}
+        #: Bytes of weights in the files that an NPU's compiler makes; None for other devices.
+        self.encoded = encoded
         #: What all kernels are off by together, in log-units.
         self.common = float(np.log1p(floor))
 
@@ -177,14 +180,15 @@ class LatencyModel:
             grouped.setdefault((kernel.op, kernel.precision), []).append(kernel)
         families: dict[tuple[str, str], Family] = {}
         in_parts = any(row.parts is not None for row in table.values())
-        encoded = EncodedWeights(table)
+        encoded = EncodedWeights(table) if in_parts else None
         for (op, precision), kernels in grouped.items():
             if len(kernels) >= _FEWEST_ROWS:
                 latencies = np.array([table[kernel].latency_us for kernel in kernels])
                 families[op, precision] = (
-                    EthosFamily(op, kernels, table, encoded) if in_parts else _Family(op, kernels, latencies)
+                    EthosFamily(op, kernels, table, encoded) if encoded is not None else _Family(op, kernels, latencies)
                 )
-        return cls(families, _bytes_model(table), table, (calibration or {}).get("relative_error", 0.0))
+        floor = (calibration or {}).get("relative_error", 0.0)
+        return cls(families, _bytes_model(table), table, floor, encoded)
 
     @cached_property
     def families(self) -> tuple[tuple[str, str], ...]:

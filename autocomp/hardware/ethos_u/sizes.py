@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocomp.hardware.ethos_u.encoded import EncodedWeights
-from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Kernel, WeightCoding
 from autocomp.network import LayerSpec, NetworkSpec
 from autocomp.policy import LayerPolicy
@@ -29,8 +28,8 @@ CONTAINER_BYTES = 1500
 class CompiledSizes:
     """`hardware.cost.Sizes` of a network on an NPU, from the table's encoded bytes."""
 
-    def __init__(self, network: NetworkSpec, table: LatencyTable) -> None:
-        self._encoded = EncodedWeights(table)
+    def __init__(self, network: NetworkSpec, encoded: EncodedWeights) -> None:
+        self._encoded = encoded
         self._nodes = {node.layer: node for node in network.kernels if node.layer is not None}
         self._kernels = sum(not node.free for node in network.kernels)
 
