@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocomp.hardware.kernel_models import max_repeats
+from autocomp.hardware.profiling.chains import SMALLEST_US
 from autocomp.hardware.runner import Timing
 from autocomp.hardware.table import Latency
 from autocomp.kernel import Kernel
@@ -31,8 +32,6 @@ _OUTLIER = 3.0
 _DEVIATION, _MEDIAN_ERROR = 1.4826, 1.2533
 #: The median is known this well, as a fraction, when a chain has settled.
 _WITHIN = 0.01
-#: What a slope of noise around zero is set to: a kernel that costs nothing that can be measured.
-_SMALLEST_US = 0.02
 
 
 class Replay(Protocol):
@@ -97,7 +96,7 @@ class ReplayedChains:
     def settled(self) -> bool:
         """Whether the standard error of the median over the rounds is small."""
         error = _MEDIAN_ERROR * self._deviation_us / np.sqrt(len(self._slopes))
-        return bool(error <= _WITHIN * max(typical(self._slopes), _SMALLEST_US))
+        return bool(error <= _WITHIN * max(typical(self._slopes), SMALLEST_US))
 
     @property
     def timing(self) -> Timing:
@@ -108,4 +107,4 @@ class ReplayedChains:
 
 def table_latency(timing: Timing) -> Latency:
     """What a table says of a kernel whose chains were timed."""
-    return Latency(max(timing.us, _SMALLEST_US), timing.spread_us, timing.rounds)
+    return Latency(max(timing.us, SMALLEST_US), timing.spread_us, timing.rounds)

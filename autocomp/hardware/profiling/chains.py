@@ -19,7 +19,8 @@ REFERENCE = Kernel("conv", "fp32", 32, 32, 16, 16)
 _LONG_US, _MOST_COPIES = 60.0, 16  # a long chain takes this much more than a short one, within so many copies
 _SLOWEST_CHAIN_US = 4_000.0  # a longer chain hardly ever runs undisturbed
 _LARGE_WEIGHTS, _COLD_BYTES = 40_000, 9_000_000
-_SMALLEST_US = 0.02  # what a slope of noise around zero is set to: kernels that cost nothing that can be measured
+#: What a slope of noise around zero is set to: kernels that cost nothing that can be measured.
+SMALLEST_US = 0.02
 #: What a kernel takes more inside a network, where another kernel ran before it, and its code and parameters are no
 #: longer in the first-level caches. This and the three numbers below: experiments/latency_estimator.
 IN_NETWORK_US = 0.45
@@ -62,6 +63,6 @@ def coldness(
 
 def table_latency(kernel: Kernel, timing: Timing) -> Latency:
     """What a table says of a kernel whose chains were timed: between warm and cold, and what a network adds."""
-    warm = max(timing.us, _SMALLEST_US)
+    warm = max(timing.us, SMALLEST_US)
     us = warm + coldness(kernel) * max(0.0, timing.cold_us - warm)
     return Latency(us + IN_NETWORK_US, timing.spread_us, timing.rounds)
