@@ -16,7 +16,8 @@ from autocomp.kernel import OPS, PRECISIONS, Kernel, WeightCoding
 from autocomp.policy import PATTERNS, LayerPolicy
 from autocomp.reading import read_text, shortened
 
-_KEY_COLUMNS = tuple(name for name in Kernel.__dataclass_fields__ if name != "coding")
+#: What tells kernels apart whose weights are not coded, in the order of the columns.
+KEY_COLUMNS = tuple(name for name in Kernel.__dataclass_fields__ if name != "coding")
 #: Further columns, all of a group or none: the coding of weights where kernels differ by it, and the parts of an NPU.
 _CODING = ("weight_bits", "clusters", "sparsity", "pattern")
 _PARTS = ("array_us", "sram_us", "weights_us", "encoded_bytes")
@@ -91,11 +92,11 @@ class LatencyTable(Mapping[Kernel, Latency]):
         coded = any(kernel.coding is not None for kernel in self._rows)
         in_parts = any(row.parts is not None for row in self._rows.values())
         further = (*(_CODING if coded else ()), *(_PARTS if in_parts else ()))
-        writer.writerow([*_KEY_COLUMNS, "latency_us", "spread_us", "repeats", *further])
+        writer.writerow([*KEY_COLUMNS, "latency_us", "spread_us", "repeats", *further])
         for kernel in sorted(self._rows):
             row = self._rows[kernel]
             spread = "" if row.spread_us is None else repr(float(row.spread_us))
-            key = [getattr(kernel, column) for column in _KEY_COLUMNS]
+            key = [getattr(kernel, column) for column in KEY_COLUMNS]
             fields = [*key, repr(float(row.latency_us)), spread, "" if row.repeats is None else row.repeats]
             fields += astuple(kernel.coding) if kernel.coding else [""] * len(_CODING) * coded
             fields += astuple(row.parts) if row.parts else [""] * len(_PARTS) * in_parts
@@ -157,7 +158,7 @@ def _check_header(header: list[str], origin: str, unit: str) -> None:
     for other in UNITS:
         if other != unit and f"latency_{other}" in header and f"latency_{unit}" not in header:
             raise UserError(f"{origin}: latencies are in {other} (column latency_{other}), but {unit} is declared")
-    known = (*_KEY_COLUMNS, f"latency_{unit}", f"spread_{unit}")
+    known = (*KEY_COLUMNS, f"latency_{unit}", f"spread_{unit}")
     missing = [column for column in known if column not in header]
     if missing:
         raise UserError(f"{origin}: the header lacks {', '.join(missing)}; expected {','.join(known)}")
@@ -197,7 +198,7 @@ def _kernel(values: Mapping[str, str], where: str) -> Kernel:
         raise UserError(f"{where}: op must be one of {', '.join(OPS)}, got {shortened(op, 40)!r}")
     if precision not in PRECISIONS:
         raise UserError(f"{where}: precision must be one of {', '.join(PRECISIONS)}, got {shortened(precision, 40)!r}")
-    size = {column: _whole(values, column, where) for column in _KEY_COLUMNS[2:]}
+    size = {column: _whole(values, column, where) for column in KEY_COLUMNS[2:]}
     try:
         kernel = Kernel(op, precision, **size, coding=_coding(values, where))
     except ValueError as error:

@@ -11,7 +11,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from autocomp.hardware import runner
 from autocomp.hardware.kernel_models import kernel_model
 from autocomp.hardware.profile import HardwareProfile
 from autocomp.hardware.profiling.chains import REFERENCE, chain_copies
+from autocomp.hardware.table import KEY_COLUMNS
 from autocomp.kernel import Kernel
 
 RUNNER, README = "run.py", "README.md"
@@ -97,7 +98,7 @@ def _point(tensor: onnx.TensorProto, location: str, offset: int, length: int) ->
 
 def key_of(kernel: Kernel) -> str:
     """The kernel as the runner names it: the first columns of its row in a table."""
-    return ",".join(map(str, astuple(kernel)))
+    return ",".join(str(getattr(kernel, column)) for column in KEY_COLUMNS)
 
 
 def write_bundle(folder: Path, profile: HardwareProfile, space: str, kernels: Sequence[Kernel]) -> Mapping[str, Any]:

@@ -17,8 +17,7 @@ from autocomp.hardware.profile import find_profile
 from autocomp.hardware.profiling.chains import REFERENCE, table_latency
 from autocomp.hardware.profiling.derived import Machine, write_profile
 from autocomp.hardware.profiling.growing import DRIFT, scaled
-from autocomp.hardware.table import Latency, LatencyTable
-from autocomp.kernel import Kernel
+from autocomp.hardware.table import KEY_COLUMNS, Latency, LatencyTable
 from autocomp.reading import read_text, shortened
 
 _MOST_BYTES = 50_000_000
@@ -140,7 +139,7 @@ def _table(rows: Sequence[Row], origin: str) -> LatencyTable:
     """Rows as a table, all at the speed of the fastest reference kernel; see `growing.at_one_speed`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*Kernel.__dataclass_fields__, "latency_us", "spread_us", "repeats"])
+    writer.writerow([*KEY_COLUMNS, "latency_us", "spread_us", "repeats"])
     writer.writerows([*row.kernel.split(","), 1.0, row.spread_us, row.rounds] for row in rows)
     kernels = LatencyTable.parse(text.getvalue(), origin)  # the table's own reader says what is wrong with a kernel
     yardstick = min(_reference_us(row) for row in rows)
