@@ -161,7 +161,7 @@ def _recorded(entry: Entry, primary: HardwareProfile, network: NetworkSpec) -> d
     outcome = entry.outcome
     size, latency = float(outcome.size_bytes or 0), outcome.latency_ms or 0.0
     low, high = (latency if end is None else end for end in (entry.latency_low_ms, entry.latency_high_ms))
-    memory = peak_memory(network, entry.policy, integer_only=primary.accelerator is not None)
+    memory = peak_memory(network, entry.policy, integer_only=primary.integer_only)
     return {primary.name: Figures(size, latency, low, high, memory)}
 
 
@@ -208,9 +208,8 @@ def _taken(
     """What the candidates take on a device: as recorded where the run was for it, else by its table."""
     if all(profile.name in c.recorded for c in candidates):
         return {c.id: c.recorded[profile.name] for c in candidates}
-    integer_only = profile.accelerator is not None
     kernels = {
-        c.id: [kernel for kernel, _ in network_kernels(network, c.policy, integer_only=integer_only)]
+        c.id: [kernel for kernel, _ in network_kernels(network, c.policy, integer_only=profile.integer_only)]
         for c in candidates
     }
     needed = list(dict.fromkeys(itertools.chain.from_iterable(kernels.values())))
@@ -222,7 +221,7 @@ def _taken(
     found = {}
     for done, candidate in enumerate(candidates):
         latency, low, high = (us / 1000 for us in model.predict(kernels[candidate.id]).total_us)
-        memory = peak_memory(network, candidate.policy, integer_only=integer_only)
+        memory = peak_memory(network, candidate.policy, integer_only=profile.integer_only)
         found[candidate.id] = Figures(candidate.size_bytes, latency, low, high, memory)
         display.advance(done + 1)
     return found

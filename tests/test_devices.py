@@ -19,6 +19,7 @@ from autocomp.journal import Entry, Journal
 from autocomp.outcome import Candidate, Outcome, Status
 from autocomp.policy import INT8, Policy
 from autocomp.prepare import common_veto
+from autocomp.results import admitted
 from autocomp.schedule import Next, Report, Schedule, pareto_front
 from autocomp.space import SearchSpace, SpaceOptions
 
@@ -231,6 +232,17 @@ def test_a_front_for_all_devices_keeps_what_suits_both(tmp_path):
     entries = [entry(0, (4, 10)), entry(1, (5, 1)), entry(2, (6, 1))]
     assert [e.id for e in pareto_front(entries)] == [0]
     assert [e.id for e in plan.joint_front(entries)] == [1]
+
+
+def test_the_bound_on_accuracy_holds_for_the_file_of_each_device():
+    def entry(number: int, *accuracies: float) -> Entry:
+        made = {name: Artifact(value, 500).to_dict() for name, value in zip(("one", "two"), accuracies, strict=True)}
+        outcome = Outcome(Status.COMPLETE, accuracies[0], 500, 1.0)
+        return Entry(number, (number,), Policy(), outcome, details={"artifacts": made})
+
+    entries = [entry(0, 0.90, 0.90), entry(1, 0.90, 0.88), entry(2, 0.88, 0.90), entry(3, 0.89, 0.89)]
+    assert [e.id for e in admitted(entries, Budget(accuracy_drop=0.01), 0.9)] == [0, 3]
+    assert admitted(entries, Budget(), 0.9) == entries
 
 
 def test_a_choice_that_one_device_refuses_is_not_offered_and_says_whose():

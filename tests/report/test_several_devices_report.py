@@ -40,7 +40,7 @@ def several(tmp_path_factory):
     settings["hw"] = ",".join(DEVICES)
     settings["devices"] = {name: {"title": HOSTILE, "budget": bounds | {"size_bytes": 4_000_000}} for name in DEVICES}
     settings["devices"]["raspberry_pi_9"]["budget"] = bounds | {"size_bytes": 3_000_000, "latency_ms": 7.5}
-    (run / "run.yaml").write_text(yaml.safe_dump(settings))
+    (run / "run.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return run
 
 
