@@ -93,7 +93,8 @@ def check(
     Parameters
     ----------
     name
-        host_cpu, host_gpu or gpu_h100: only on the device itself can networks be timed.
+        host_cpu, host_gpu or gpu_h100, since only on the device itself can networks be timed; or an NPU, whose
+        networks are compiled.
     networks
         How many networks.
     seed
@@ -106,11 +107,22 @@ def check(
             raise UserError(f"{option}: expected a whole number of at least {least}, got {value}")
     from autocomp.check import check_host
     from autocomp.hardware.profile import find_profile
-    from autocomp.report.check import print_check
+    from autocomp.report.check import print_check, print_npu_check
     from autocomp.report.progress import make_display
 
+    profile = find_profile(name)
+    if profile.accelerator is not None:
+        from autocomp.npu_check import check_npu
+
+        with strays_on_stderr(), make_display() as display:
+            compiled = check_npu(profile, networks, display, seed=seed)
+        if json:
+            print_json(compiled.document())
+        else:
+            print_npu_check(compiled, terminal())
+        return DONE
     with strays_on_stderr(), make_display() as display:
-        found = check_host(find_profile(name), networks, display, seed=seed)
+        found = check_host(profile, networks, display, seed=seed)
     if json:
         print_json(found.document())
     else:

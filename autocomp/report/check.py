@@ -3,6 +3,7 @@
 from rich.console import Console
 
 from autocomp.check import Check
+from autocomp.npu_check import NpuCheck
 from autocomp.report.text import heading, line, plain_table
 
 _ROWS = {
@@ -33,3 +34,18 @@ def print_check(check: Check, console: Console) -> None:
         )
     console.print(scores)
     line(console, f"{100 * found['band_coverage']:.0f} % of the networks lie inside their 90 % band.")
+
+
+def print_npu_check(check: NpuCheck, console: Console) -> None:
+    table = plain_table("network", ">compiled ms", ">estimate ms", ">error", ">compiled bytes", ">error", ">on CPU")
+    for network in sorted(check.networks, key=lambda network: -abs(network.error)):
+        table.add_row(
+            network.name, f"{network.us / 1000:.3f}", f"{network.estimate_us / 1000:.3f}",
+            f"{100 * network.error:+.1f} %", f"{network.compiled_bytes:,}", f"{100 * network.size_error:+.1f} %",
+            str(network.cpu_operators),
+        )  # fmt: skip
+    console.print(table)
+    found = check.document()
+    heading(console, f"{found['networks']} networks by {found['runtime']}, a table of {found['table_rows']:,} kernels")
+    line(console, f"Latency: mean error {found['mape']:.1f} %, largest {found['largest_error']:.1f} %.")
+    line(console, f"Bytes: mean error {found['bytes_mape']:.1f} %, largest {found['bytes_largest_error']:.1f} %.")

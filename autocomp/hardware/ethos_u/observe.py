@@ -77,12 +77,17 @@ def _attributed(network: NetworkSpec, policy: Policy, operators: Sequence[Operat
         index = kernel_of(operator.name)
         if index is not None and operator.operator in _LAYERS and network.kernels[index].layer is None:
             writers = [s for s in network.kernels[index].inputs if s not in taken and network.kernels[s].layer]
-            alike = [s for s in writers if network.kernels[s].kernel("int8", policy).macs == operator.macs]
-            if operator.macs and alike:
-                index = alike[0]
+            if operator.macs and writers:
+                index = min(writers, key=lambda s: abs(np.log(_macs(network.kernels[s], policy) / operator.macs)))
                 taken.add(index)
         found.append(index)
     return found
+
+
+def _macs(node: KernelNode, policy: Policy) -> float:
+    """As Vela counts them: without those that 2:4 leaves out."""
+    assert node.layer is not None
+    return node.kernel("int8", policy).macs * (0.5 if policy.layer(node.layer).pattern == "2:4" else 1.0)
 
 
 def _sum(operators: Sequence[OperatorEstimate]) -> Cycles:

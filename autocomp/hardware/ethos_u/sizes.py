@@ -10,10 +10,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from autocomp.hardware.choices import layer_sizes
 from autocomp.hardware.ethos_u.encoded import EncodedWeights
 from autocomp.kernel import Kernel, WeightCoding
 from autocomp.network import LayerSpec, NetworkSpec
-from autocomp.policy import LayerPolicy
+from autocomp.policy import LayerPolicy, Policy
 
 Ints = NDArray[np.int64]
 
@@ -29,7 +30,7 @@ class CompiledSizes:
     """`hardware.cost.Sizes` of a network on an NPU, from the table's encoded bytes."""
 
     def __init__(self, network: NetworkSpec, encoded: EncodedWeights) -> None:
-        self._encoded = encoded
+        self._network, self._encoded = network, encoded
         self._nodes = {node.layer: node for node in network.kernels if node.layer is not None}
         self._kernels = sum(not node.free for node in network.kernels)
 
@@ -48,6 +49,14 @@ class CompiledSizes:
         ]
         encoded = self._encoded.bytes(kernels).reshape(out_channels.shape)
         return np.rint(encoded).astype(np.int64) + SCALE_BYTES * out_channels
+
+    def of_policy(self, policy: Policy) -> int:
+        """Bytes of the whole file under `policy`."""
+        total = self.fixed_bytes()
+        for layer in self._network.layers:
+            counts = (np.array([channels.count(policy)]) for channels in (layer.in_channels, layer.out_channels))
+            total += int(self.layer_bytes(layer, policy.layer(layer.name), *layer_sizes(layer, *counts))[0])
+        return total
 
     def tensor_bytes(self, kernel: int) -> int:
         """Quantization parameters stand in the commands."""
