@@ -49,7 +49,8 @@ def profile(
     Parameters
     ----------
     device
-        host_cpu for this machine, host_gpu or gpu_h100 for its GPU; with --ssh, the profile that the board is like.
+        host_cpu for this machine, host_gpu or gpu_h100 for its GPU; with --ssh, the profile that the board is like; an
+        NPU, whose compiler is asked about networks of many families (space, network and task are not needed).
     space
         Search space, or a built-in network; its kernels are measured first.
     network
@@ -88,6 +89,13 @@ def profile(
     from autocomp.report.progress import make_display
 
     found, subject = find_profile(device), Subject(space, network, task)
+    if found.accelerator is not None:
+        from autocomp.npu_profiling import fill_by_compiler
+
+        with strays_on_stderr(), make_display() as display:
+            filled = fill_by_compiler(found, display, out=out or Path(), minutes=minutes, fresh=fresh)
+        _show(filled.document(), filled.lines(), as_json=json)
+        return INTERRUPTED if filled.interrupted else DONE
     if ssh is not None:
         assert name is not None
         board = Board.of(ssh, remote_python, ssh_config)
