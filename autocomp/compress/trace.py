@@ -136,7 +136,20 @@ def load(folder: Path) -> Traced:
             node.target = aten.reshape.default  # training stores images channels last, where a view may not exist
     graph = fx.GraphModule(exported, exported.graph)
     graph.recompile()
-    return _analyse(graph, (folder / TEMPLATE_FILE).read_bytes(), (folder / "name").read_text())
+    template = onnx.load(folder / TEMPLATE_FILE)
+    _name_input(template, graph.graph)
+    return _analyse(graph, template.SerializeToString(), (folder / "name").read_text())
+
+
+def _name_input(template: onnx.ModelProto, graph: fx.Graph) -> None:
+    """Give the input the name that it has in the fx graph, which keeps clear of Python's own: input is input_1."""
+    placeholders = [node.name for node in graph.nodes if node.op == "placeholder"]
+    names = {value.name: name for value, name in zip(template.graph.input, placeholders, strict=False)}
+    for value in template.graph.input:
+        value.name = names.get(value.name, value.name)
+    for node in template.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = names.get(name, name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import copy
 
 import networks
+import onnx
 import pytest
 import torch
 from networks import INPUTS, images, settled, traced
@@ -33,6 +34,13 @@ def test_the_graph_computes_what_the_network_does(kind):
         torch.testing.assert_close(graph(x), network(x), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(graph(x[:1]), network(x[:1]), atol=1e-4, rtol=1e-4)
     assert not any("batch_norm" in str(node.target) for node in graph.graph.nodes)
+
+
+def test_an_input_that_shares_a_name_with_python_is_called_the_same_in_both_forms():
+    # torch.export calls a parameter `input`, as that of nn.Sequential, input_1.
+    source = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), images(1), "sequential")
+    assert [value.name for value in onnx.load_model_from_string(source.template).graph.input] == [source.input_name]
+    onnx.checker.check_model(onnx.load_model_from_string(source.template), full_check=True)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
