@@ -176,6 +176,21 @@ def test_the_same_calls_give_the_same_bytes_and_constants_are_aligned():
         assert model.index(bytes([77 + i]) * size) % 16 == 0
 
 
+def test_equal_vectors_are_stored_once():
+    def size(layers: int) -> int:
+        builder = ModelBuilder()
+        tensor = builder.input("x", (1, 1, 1, 512), X)
+        for i in range(layers):
+            scales = np.linspace(0.001, 0.002 + i, 512, dtype=np.float32)
+            tensor = builder.depthwise(
+                f"y{i}", tensor, integers((1, 1, 1, 512), i), scales, np.arange(512, dtype=np.int32) * i, Y
+            )
+        return len(builder.finish([tensor]))
+
+    # A weight of 1 byte, its scale of 4, a bias of 4 with a scale of 4; 8 bytes for each zero-point once and for all.
+    assert size(3) - size(2) < 512 * (1 + 4 + 4 + 4) + 700
+
+
 def test_mistakes_are_told():
     builder, tensor, _ = start()
     with pytest.raises(ValueError, match="expected int8 or int32"):
