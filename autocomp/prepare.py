@@ -79,13 +79,15 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
     display.phase("tracing the network", detail=task.name)
     bench = Bench.make(task, folder)
     traced = bench.traced
+    for profile in profiles:
+        _check_expressible(traced.spec, profile)
     options = replace(task.space, channel_multiple=math.lcm(*(profile.channel_multiple for profile in profiles)))
     space = SearchSpace.build(traced.spec, options, common_veto(profiles))
     latencies = [_latency_model(profile, traced.spec, space, display) for profile in profiles]
     if settings.strict:
         for profile, latency in zip(profiles, latencies, strict=True):
-            integer_only = profile.accelerator is not None
-            space = within_measured_range(space, latency, known_latencies(profile), integer_only=integer_only)
+            known = known_latencies(profile)
+            space = within_measured_range(space, latency, known, integer_only=profile.integer_only)
     display.phase("tabulating costs", detail=f"{len(space)} decisions")
     of_onnx = FileSizes(OnnxWriter(traced))
     devices = [
@@ -101,6 +103,17 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
                 "choices out"
             )
     return Prepared(settings, task, bench, space, Devices(devices, space.largest))
+
+
+def _check_expressible(network: NetworkSpec, profile: HardwareProfile) -> None:
+    """UserError naming a layer of `network` that a device without floating point cannot execute."""
+    for layer in network.layers if profile.integer_only else ():
+        refusal = profile.veto(layer, INT8)
+        if refusal is not None:
+            raise UserError(
+                f"--hw {profile.name}: layer {layer.name}: {refusal} The device has no floating point, so that every "
+                "layer must run as int8: replace the layer in the network, or search for another device"
+            )
 
 
 def _costs(space: SearchSpace, latency: LatencyModel, of_onnx: Sizes) -> CostModel:
