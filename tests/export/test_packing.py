@@ -111,6 +111,16 @@ def test_payloads_worked_by_hand():
     assert weight_payload((256, 256), 4, round(n * 0.9)) == 32_768  # dense: the mask would cost more than it saves
 
 
+def test_a_codebook_is_codes_and_its_levels():
+    n = 65_536
+    dense = choose_packing(4, n, n, clustered=True)
+    assert dense == Packing(4, False, True)
+    assert dense.payload_bytes(n, n) == 32_768 + 16  # half a byte a weight, and 16 levels
+    # No level need be 0: a pruned weight is written with a mask, however few zeros there are.
+    assert choose_packing(4, n, n - 1, clustered=True).sparse and not choose_packing(4, n, n - 1).sparse
+    assert Packing(1, True, True).payload_bytes(n, n // 2) == 8_192 + 4_096 + 2
+
+
 @given(bits=st.sampled_from([2, 3, 4, 5, 6, 7]), count=COUNTS.map(lambda n: 8 * n))  # codes are padded to eights
 def test_more_bits_never_take_fewer_bytes(bits, count):
     assert weight_payload((count,), bits, count) <= weight_payload((count,), bits + 1, count)
