@@ -85,6 +85,8 @@ def network_kernels(
     for node, precision in zip(network.kernels, plan.precisions, strict=True):
         if not node.free:
             found.append((node.kernel(precision, policy, coded=integer_only), node.layer))
+    if integer_only:
+        return found  # the file's input and output are int8: whoever calls it converts
     for source, step in plan.conversions:
         channels = result_shape(network, source)[0].count(policy)
         found.append((conversion_kernel(network, source, step, channels), None))
