@@ -16,6 +16,7 @@ with its surroundings; a row is their mean over the networks that it was seen in
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ Bools = NDArray[np.bool_]
 #: A part is fitted on rows where it takes at least this share of the latency; on all where they are too few.
 _DECIDES, _FEWEST = 0.9, 10
 _LEAST_US = 1e-3
+#: Multiply-accumulates in the time that a result takes to leave, at 8, 4 and 2 results a cycle of 256.
+_MACS_A_RESULT = (32, 64, 128)
 #: Weights of the axes that tell kernels apart beyond their sizes: which part decides (a doubling), bits a weight.
 _WORTH_WEIGHTS, _WORTH_MEMORY, _WORTH_BITS = 0.7, 0.5, 0.3
 
@@ -93,14 +96,14 @@ class EthosFamily:
             deep, part = window * up(inputs, 32), up(window, 4) * up(inputs, 8)
             fewest = results * np.minimum(deep, part)
             by_window = results * np.where(window > 1, part, deep)
-            array = [one, fewest, by_window, np.maximum(fewest, 64 * results), np.maximum(fewest, 32 * results),
-                     area * window * up(inputs, 16) * up(outputs, 16), results, window * inputs * outputs, encoded,
-                     outputs, reads]  # fmt: skip
+            work = [fewest, by_window, area * window * up(inputs, 16) * up(outputs, 16), window * inputs * outputs]
+            for macs, rate in product((fewest, by_window), _MACS_A_RESULT):
+                work.append(np.maximum(macs, rate * results))
             if any(kernel.coding is not None and kernel.coding.pattern == "2:4" for kernel in self.kernels):
                 # An Ethos-U85 leaves out the zeros: half of the work.
                 half = np.array([0.5 if k.coding is not None and k.coding.pattern == "2:4" else 1.0 for k in kernels])
-                array[1:6] = [half * term for term in array[1:6]]
-                array[7] = half * array[7]
+                work = [half * term for term in work]
+            array = [one, *work, results, encoded, outputs, reads]
         else:
             array = [one, results * up(window, 4), blocks * up(outputs, 16) * up(window, 4), writes, reads,
                      area * up(outputs, 16), encoded, outputs, window * outputs]  # fmt: skip
