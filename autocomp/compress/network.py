@@ -96,8 +96,10 @@ class QuantizedNetwork:
         for index, name in names.items():
             self.ranges[index] = self._fixed_range(name) or activation_range(observer.samples(name))
         for index in self._int8_kernels():
-            if self.traced.spec.kernels[index].keeps_range:
-                self.ranges[index] = self.ranges[self.traced.spec.kernels[index].inputs[0]]
+            kernel = self.traced.spec.kernels[index]
+            # TFLite's AVERAGE_POOL_2D rounds to the grid of what it reads.
+            if kernel.keeps_range or (self.execution.integer_only and kernel.op == "avg_pool"):
+                self.ranges[index] = self.ranges[kernel.inputs[0]]
         self._insert_weight_quantizers()
         if correct_bias:
             for layer, node in layers.items():

@@ -258,29 +258,23 @@ def _max_pool(graph: Graph, call: Call) -> Stored:
 
 
 def _avg_pool(graph: Graph, call: Call) -> Stored:
-    """A depthwise convolution of ones: it requantizes in one rounding, where AVERAGE_POOL_2D keeps its input's grid."""
+    """TFLite leaves out the zeros that SAME adds; torch counts them unless it is told not to."""
     node = call.node
     if argument(node, 6, "divisor_override", None) is not None:
         raise inexpressible(call.name, "an average with a divisor of its own")
     value, window, border = _pooling(graph, call)
-    wanted = read_border(value.tensor.shape[1:3], value.border + border, window, round_up=bool(
-        argument(node, 4, "ceil_mode", False)
-    ))  # fmt: skip
+    round_up = bool(argument(node, 4, "ceil_mode", False))
+    wanted = read_border(value.tensor.shape[1:3], value.border + border, window, round_up=round_up)
     if not _within(wanted, value.border + border):
         raise inexpressible(call.name, "an average over windows that end behind the padding (ceil_mode)")
     x, padding, zeros = graph.windowed(call, value, window, border)
-    if zeros and not argument(node, 5, "count_include_pad", True):
-        if padding != "SAME" or value.border:
-            raise inexpressible(call.name, "an average that leaves out a padding which is not that of SAME")
-        average = graph.builder.avg_pool(f"{call.name}_average", x, window.kernel, window.stride, "SAME")
-        return Stored(graph.on_grid(call.name, average, call.result))
-    channels = x.shape[3]
-    tensor = graph.builder.depthwise(
-        call.name, x, np.ones((1, *window.kernel, channels), np.int8),
-        np.full(channels, 1 / math.prod(window.kernel), np.float32), np.zeros(channels, np.int32),  # type: ignore[call-overload]
-        call.result, stride=window.stride, padding=padding,
-    )  # fmt: skip
-    return Stored(tensor)
+    counted = bool(value.border) or argument(node, 5, "count_include_pad", True)
+    if zeros and counted:
+        x, padding = graph.plain(call.name, replace(value, border=zeros)), "VALID"
+    elif padding != "SAME" and zeros:
+        raise inexpressible(call.name, "an average that leaves out a padding which is not that of SAME")
+    average = graph.builder.avg_pool(call.name, x, window.kernel, window.stride, padding)
+    return Stored(graph.on_grid(call.name, average, call.result))
 
 
 def _pooling(graph: Graph, call: Call) -> tuple[Stored, Window, Border]:

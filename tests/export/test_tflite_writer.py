@@ -206,9 +206,8 @@ def test_pooling(scorer, tmp_path):
     found = compare(source, everywhere(source, INT8), x, scorer, tmp_path)
     assert found.litert_torch.max() <= 2
     assert found.operators.count("MAX_POOL_2D") == 3
-    assert found.operators.count("AVERAGE_POOL_2D") == 1
-    # Averages that change the grid are depthwise convolutions of ones: they round once.
-    assert found.operators.count("DEPTHWISE_CONV_2D") == 2
+    assert found.operators.count("AVERAGE_POOL_2D") == 3
+    assert "QUANTIZE" not in found.operators  # pooling keeps the grid, here up to the concatenation
 
 
 class Signals(nn.Module):
@@ -227,8 +226,9 @@ def test_signals_and_images_at_the_output_are_in_torchs_order(scorer, tmp_path):
     x = torch.cat([signals() * scale for scale in (0.3, 1.0)])
     source = trace(settled(Signals()), x, "signals")
     found = compare(source, everywhere(source, INT8), x, scorer, tmp_path)
-    assert found.litert_torch.max() <= 1
-    assert (found.litert_torch > 0).mean() <= 0.05
+    # The mean of two integers is half-way between two every other time: torch then rounds to even, LiteRT away from 0.
+    assert found.onnx_torch.max() <= 1
+    assert found.litert_torch.max() <= 2
 
 
 def frozen(kind: type[nn.Module], *decisions: LayerPolicy, integer_only: bool = True):
