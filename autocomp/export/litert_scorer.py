@@ -3,6 +3,7 @@
 Inputs and outputs are handed over as torch has them: float, channels first. The file's are int8 and channels last.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -78,4 +79,6 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # LiteRT greets every model on standard error; what fails is told in the answer.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     serve(answer)

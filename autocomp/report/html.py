@@ -177,8 +177,15 @@ def _page_data(run: RunData, first: Measured | None) -> dict[str, Any]:
             if policy is None
             else [
                 [
-                    d.name, d.op, d.decided.weight_bits, d.decided.clusters, d.decided.activation, d.decided.sparsity,
-                    d.decided.pattern, d.kept, d.channels,
+                    d.name,
+                    d.op,
+                    d.decided.weight_bits,
+                    d.decided.clusters,
+                    d.decided.activation,
+                    d.decided.sparsity,
+                    d.decided.pattern,
+                    d.kept,
+                    d.channels,
                 ]
                 for d in decisions(policy, layers)
             ],
