@@ -208,10 +208,11 @@ def plan_execution(network: NetworkSpec, policy: Policy, *, integer_only: bool =
 
     A layer runs as int8 if the policy says so. Anything else runs as int8 if it has an integer kernel and all its
     inputs are int8, except for what makes the network's output, which is float. A float tensor is quantized once for
-    all its int8 readers, an int8 tensor dequantized once for all its float readers.
+    all its int8 readers, an int8 tensor dequantized once for all its float readers. integer_only: a device without
+    floating point, whose caller hands over an int8 input and reads an int8 output.
     """
     precisions: list[Precision] = []
-    stored: dict[int, Precision] = {NETWORK_INPUT: "fp32"}
+    stored: dict[int, Precision] = {NETWORK_INPUT: "int8" if integer_only else "fp32"}
     conversions: list[tuple[int, str]] = []
     seen: set[tuple[int, str]] = set()
     for index, node in enumerate(network.kernels):

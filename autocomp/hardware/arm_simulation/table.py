@@ -3,15 +3,13 @@
 import csv
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from autocomp.hardware.arm_simulation.simulate import Simulation
-from autocomp.hardware.table import LatencyTable
+from autocomp.hardware.table import KEY_COLUMNS, LatencyTable
 from autocomp.kernel import Kernel
 
-KERNEL_COLUMNS = tuple(field.name for field in fields(Kernel))
-COLUMNS = (*KERNEL_COLUMNS, "latency_us", "spread_us")
+COLUMNS = (*KEY_COLUMNS, "latency_us", "spread_us")
 
 #: Kernels simulated by one process: enough to share its start (seconds), few enough to lose little to a kill.
 BATCH = 60
@@ -38,7 +36,7 @@ def append(path: Path, simulations: Iterable[Simulation]) -> None:
         if new:
             rows.writerow(COLUMNS)
         for simulation in simulations:
-            key = (getattr(simulation.kernel, column) for column in KERNEL_COLUMNS)
+            key = (getattr(simulation.kernel, column) for column in KEY_COLUMNS)
             rows.writerow((*key, f"{simulation.latency_us:.3f}", f"{simulation.spread_us:.3f}"))
 
 
