@@ -180,7 +180,8 @@ class Schedule:
 
     def _recall(self, candidate: Candidate) -> None:
         entry = self.known[candidate.id]
-        if entry.genes != candidate.genes:
+        told = entry.outcome.status is not Status.COMPLETE or "artifacts" in entry.details
+        if entry.genes != candidate.genes or not told:
             raise RunError(
                 f"candidate {candidate.id} differs from the journal: the settings, the table or the version of "
                 "autocomp changed since the run began; start a new run"
