@@ -24,8 +24,7 @@ class Target:
 
     @classmethod
     def of(cls, profile: HardwareProfile) -> "Target":
-        accelerator = profile.accelerator
-        return cls(profile.name, "onnx" if accelerator is None else "tflite", accelerator)
+        return cls(profile.name, "tflite" if profile.integer_only else "onnx", profile.accelerator)
 
     @property
     def suffix(self) -> str:

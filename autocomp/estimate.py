@@ -146,13 +146,13 @@ class _Version:
 
 def _unchanged(profile: HardwareProfile) -> dict[str, Policy]:
     """The float network, where the device computes in floating point."""
-    return {} if profile.accelerator is not None else {"float": Policy()}
+    return {} if profile.integer_only else {"float": Policy()}
 
 
 def _version(
     network: NetworkSpec, profile: HardwareProfile, name: str, policy: Policy, size_bytes: int | None = None
 ) -> _Version:
-    integer_only = profile.accelerator is not None
+    integer_only = profile.integer_only
     kernels = [(k, layer or "") for k, layer in network_kernels(network, policy, integer_only=integer_only)]
     return _Version(name, kernels, size_bytes, peak_memory(network, policy, integer_only=integer_only))
 
@@ -178,7 +178,7 @@ def _on_device(profile: HardwareProfile, versions: Sequence[_Version], display: 
 def _estimated(
     profile: HardwareProfile, versions: Sequence[_Version], model: LatencyModel, table: LatencyTable
 ) -> DeviceEstimate:
-    npu = profile.accelerator is not None
+    npu = profile.integer_only
     limits = NpuLimits(model, skips_zeros=_skips_zeros(profile)) if npu else Roofline(table)
     networks = (
         NetworkEstimate(v.name, break_down(v.kernels, model, limits), v.size_bytes, v.memory_bytes) for v in versions

@@ -70,7 +70,7 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
     """Load and trace the task, fill or read the latency table, build space and costs; the bench goes to `folder`."""
     profiles = [at_hand(find_profile(name)) for name in settings.profiles]
     for profile in profiles:
-        if profile.accelerator is not None:  # what is missing is worth knowing before a network is trained
+        if profile.integer_only:  # what is missing is worth knowing before a network is trained
             vela_version()
             load_schema()
         if profile.staleness is not None:

@@ -1,6 +1,7 @@
 """What a run leaves: references and front as files, scored on the held-out split, with their figures beside them."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,6 +23,7 @@ from autocomp.policy import Policy
 from autocomp.prepare import Prepared, plain_int8
 from autocomp.schedule import Schedule, pareto_front
 from autocomp.trial import TrialRunner
+from autocomp.whole_file import write_whole
 
 FLOAT_FILE = f"{rundir.MODELS}/float.onnx"
 COLUMNS = (
@@ -195,11 +197,9 @@ def _row(point: rundir.Measured, prepared: Prepared, reference: rundir.Measured)
 
 def _write_front(path: Path, rows: Sequence[dict[str, Any]], prepared: Prepared) -> None:
     devices = [device.name for device in prepared.devices] if prepared.devices.several else []
-    compiled = COMPILED_COLUMNS if prepared.profile.accelerator is not None else ()
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as handle:
-        columns = [*COLUMNS, *compiled, *rundir.device_columns(devices)]
-        writer = csv.DictWriter(handle, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+    compiled = COMPILED_COLUMNS if prepared.profile.integer_only else ()
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [*COLUMNS, *compiled, *rundir.device_columns(devices)], extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())

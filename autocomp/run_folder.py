@@ -16,6 +16,7 @@ from autocomp.devices import Devices
 from autocomp.errors import UserError
 from autocomp.prepare import Prepared
 from autocomp.settings import SearchSettings, workers_of
+from autocomp.whole_file import write_whole
 
 
 def new_run(settings: SearchSettings) -> Path:
@@ -130,7 +131,7 @@ def _summarize(removed: Sequence[tuple[str, str]]) -> list[list[str]]:
 
 def _versions(prepared: Prepared) -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    compiled = any(device.profile.accelerator is not None for device in prepared.devices)
+    compiled = any(device.profile.integer_only for device in prepared.devices)
     only_npus = ("ai-edge-litert", "ethos-u-vela") if compiled else ()
     for package in ("torch", "onnxruntime", "onnx", "optuna", "ray", "numpy", *only_npus):
         try:
@@ -142,4 +143,4 @@ def _versions(prepared: Prepared) -> dict[str, str]:
 
 def write_settings(run: Path, facts: dict[str, Any], status: str) -> None:
     text = yaml.safe_dump({**facts, "status": status}, sort_keys=False, allow_unicode=True, width=120)
-    rundir.write_whole(run / rundir.SETTINGS, text.encode())
+    write_whole(run / rundir.SETTINGS, text.encode())

@@ -173,13 +173,6 @@ class RunData:
         return max((tuple(m.devices) for m in (*self.front, *self.references.values())), key=len, default=())
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
 def write_network(run: Path, network: NetworkSpec) -> None:
     """Write `network.json`: the layers in order, each with its unpruned size and the group of its output channels."""
     prunable = {group.name for group in network.groups if group.prunable}

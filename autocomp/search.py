@@ -15,6 +15,7 @@ from autocomp.results import measure_references, write_results
 from autocomp.run_folder import discard_if_empty, new_run, run_facts, write_settings
 from autocomp.schedule import Report, Schedule
 from autocomp.settings import SearchSettings, workers_of
+from autocomp.whole_file import write_whole
 
 
 def run_search(settings: SearchSettings, display: Display) -> Path:
@@ -98,7 +99,7 @@ def _run_trials(prepared: Prepared, schedule: Schedule, run: Path, references: d
         paths = {suffix: run / rundir.MODELS / f"{candidate}{suffix}" for suffix in files}
         # The files lie there before the journal says so: a kill in between costs one trial, never a point.
         for suffix, content in files.items():
-            rundir.write_whole(paths[suffix], content)
+            write_whole(paths[suffix], content)
         entry = schedule.finished(candidate, report)
         if entry not in schedule.front():
             for path in paths.values():

@@ -4,8 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from autocomp.export.tflite_writer import TfliteWriter
 from autocomp.export.writer import OnnxWriter
 from autocomp.hardware.ethos_u.compiler import compile_tflite
 from autocomp.policy import Policy
+from autocomp.worker import Closing
 
 #: Examples that activation ranges are chosen on, and how many go through the network at once.
 _CALIBRATION, _CALIBRATION_BATCH = 128, 32
@@ -60,7 +60,7 @@ class TrialResult:
         return next(iter(self.artifacts.values()))
 
 
-class TrialRunner:
+class TrialRunner(Closing):
     """Runs trials of one bench for some devices, one after the other, in this process and its scoring process."""
 
     def __init__(self, bench: Bench, targets: Sequence[Target]) -> None:
@@ -74,14 +74,6 @@ class TrialRunner:
 
     def close(self) -> None:
         self.scorer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def run(self, policy: Policy, seed: int, stem: Path, epochs: float | None = None) -> TrialResult:
         """Compress by `policy`, write the devices' files, named `stem` and a suffix, and score them.

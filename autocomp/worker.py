@@ -6,7 +6,23 @@ import os
 import select
 import subprocess
 import sys
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
+
+
+class Closing:
+    """Something that is closed at the end of a `with` block."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class WorkerDied(Exception):
@@ -15,6 +31,10 @@ class WorkerDied(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class WorkerTooSlow(WorkerDied):
+    """It had to be ended, because it did not answer in time."""
 
 
 class Worker:
@@ -34,7 +54,7 @@ class Worker:
             process.stdin.flush()
             if not select.select([process.stdout], [], [], timeout_s)[0]:
                 self.close(wait_s=0)
-                raise WorkerDied(f"no answer within {timeout_s:g} s")
+                raise WorkerTooSlow(f"no answer within {timeout_s:g} s")
             line = process.stdout.readline()
         if not line:
             code = process.wait()

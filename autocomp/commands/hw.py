@@ -111,7 +111,7 @@ def check(
     from autocomp.report.progress import make_display
 
     profile = find_profile(name)
-    if profile.accelerator is not None:
+    if profile.integer_only:
         from autocomp.npu_check import check_npu
 
         with strays_on_stderr(), make_display() as display:

@@ -89,7 +89,7 @@ def profile(
     from autocomp.report.progress import make_display
 
     found, subject = find_profile(device), Subject(space, network, task)
-    if found.accelerator is not None:
+    if found.integer_only:
         from autocomp.npu_profiling import fill_by_compiler
 
         with strays_on_stderr(), make_display() as display:

@@ -4,8 +4,6 @@ import importlib.util
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +14,7 @@ from autocomp.export.litert_scorer import INTEGER_MARK
 from autocomp.export.scorer import INTEGER_OPERATORS
 from autocomp.policy import Policy
 from autocomp.tflite.schema import EXTRA
-from autocomp.worker import Worker, WorkerDied
+from autocomp.worker import Closing, Worker, WorkerDied
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ _RUNTIMES = {
 }
 
 
-class Scorer:
+class Scorer(Closing):
     """Scoring processes, one a runtime, that stay alive between files. Use as a context manager.
 
     A file that crashes its runtime costs that process, and the next file gets a new one.
@@ -82,14 +80,6 @@ class Scorer:
         for worker in self._workers.values():
             worker.close()
         self._scratch.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def layer_outputs(traced: Traced) -> dict[str, str]:

@@ -11,9 +11,9 @@ from autocomp.compress.quantize import TensorRange
 from autocomp.compress.trace import Traced, op_name
 from autocomp.errors import UserError
 from autocomp.export.tflite_operators import OPERATORS, Call, Graph, Stored, bounds_of, inexpressible
-from autocomp.export.whole_file import write_whole
 from autocomp.network import NETWORK_INPUT
 from autocomp.tflite.builder import Affine, ModelBuilder, Tensor
+from autocomp.whole_file import write_whole
 
 
 class TfliteWriter:

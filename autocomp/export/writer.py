@@ -20,8 +20,8 @@ from autocomp.export.functions import (
     weight_inputs,
 )
 from autocomp.export.packing import Packing, choose_packing, pack_codes, pack_plane, padded
-from autocomp.export.whole_file import write_whole
 from autocomp.network import NETWORK_INPUT
+from autocomp.whole_file import write_whole
 
 PRODUCER = "autocomp"
 

@@ -113,9 +113,10 @@ def test_a_missing_file_is_named(vela: Vela, tmp_path: Path) -> None:
 def test_a_compiler_that_was_killed_is_replaced(vela: Vela, tmp_path: Path) -> None:
     model = _model(tmp_path / "m.tflite")
     vela.compile(model, tmp_path, U55)
-    assert vela._process is not None
-    os.kill(vela._process.pid, signal.SIGKILL)
-    vela._process.wait()
+    process = vela._worker._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
     with pytest.raises(RunError, match="signal 9"):
         vela.compile(model, tmp_path, U55)
     assert vela.compile(model, tmp_path, U55).cycles > 0

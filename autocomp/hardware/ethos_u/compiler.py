@@ -4,20 +4,14 @@ The compiler's process stays alive between files: Vela's imports take 0.2 s, a s
 can crash Vela's C++ core, which ends that process and not this one.
 """
 
-import contextlib
-import json
 import os
-import select
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any
 
 from autocomp.errors import MissingPackage, RunError
 from autocomp.hardware.ethos_u.accelerator import Accelerator
@@ -28,6 +22,7 @@ from autocomp.hardware.ethos_u.performance import (
     parse_summary,
 )
 from autocomp.reading import shortened
+from autocomp.worker import Closing, Worker, WorkerDied, WorkerTooSlow
 
 PACKAGE = "ethos-u-vela"
 #: A network of 30 million weights takes a few seconds.
@@ -62,14 +57,14 @@ def vela_version() -> str:
         raise MissingPackage("autocomp[npu]", "compiling for an Ethos-U NPU") from None
 
 
-class Vela:
+class Vela(Closing):
     """A compiler process that stays alive between files. Use as a context manager. UserError if Vela is missing."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self.version = vela_version()
         self._timeout_s = timeout_s
         self._scratch = tempfile.TemporaryDirectory(prefix="autocomp-vela-")
-        self._process: subprocess.Popen[str] | None = None
+        self._worker = Worker("autocomp.hardware.ethos_u.worker")
 
     def compile(self, model: Path, folder: Path, accelerator: Accelerator) -> Compiled:
         """Compile `model`, a .tflite file, to `folder`/<its stem>_vela.tflite.
@@ -112,55 +107,23 @@ class Vela:
         printed = log.read_text(errors="replace")
         if not answer["ok"]:
             last = printed.strip().splitlines()[-1:] or [""]
-            reason = shortened("; ".join(filter(None, (str(answer["error"]), last[0]))), 300)
+            reason = shortened("; ".join(filter(None, (answer["error"], last[0]))), 300)
             raise RunError(f"{PACKAGE} {self.version} does not compile {name} for {accelerator}: {reason}")
         return printed
 
-    def _ask(self, request: dict[str, object], name: str) -> dict[str, object]:
-        process = self._process = self._process or self._start()
-        assert process.stdin is not None and process.stdout is not None
-        line = ""
-        with contextlib.suppress(OSError):  # a broken pipe: it died, see below
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            if not select.select([process.stdout], [], [], self._timeout_s)[0]:
-                self._stop()
-                raise RunError(f"{PACKAGE} {self.version} did not compile {name} within {self._timeout_s:g} s")
-            line = process.stdout.readline()
-        if not line:
-            code = process.wait()
-            self._stop()
-            ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise RunError(f"{PACKAGE} {self.version} crashed on {name} ({ended}): is it a complete .tflite file?")
-        return dict(json.loads(line))
-
-    def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "autocomp.hardware.ethos_u.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"),
-        )  # fmt: skip
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+    def _ask(self, request: dict[str, Any], name: str) -> dict[str, Any]:
+        try:
+            return self._worker.ask(request, self._timeout_s)
+        except WorkerTooSlow:
+            raise RunError(f"{PACKAGE} {self.version} did not compile {name} within {self._timeout_s:g} s") from None
+        except WorkerDied as death:
+            raise RunError(
+                f"{PACKAGE} {self.version} crashed on {name} ({death.reason}): is it a complete .tflite file?"
+            ) from None
 
     def close(self) -> None:
-        self._stop()
+        self._worker.close()
         self._scratch.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 _shared: dict[int, Vela] = {}
