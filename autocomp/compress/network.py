@@ -191,8 +191,8 @@ class QuantizedNetwork:
     def _share_grids(self) -> None:
         """Put the inputs of a concatenation on its own grid: a device would requantize each of them first.
 
-        In SqueezeNet that takes a quarter of the time. An input of two concatenations has the grid of the first; what
-        an activation clamps by the ends of its grid keeps its own.
+        Four SqueezeNets took 13 to 17 % less time so, by Vela for an Ethos-U55. An input of two concatenations has the
+        grid of the first; what an activation clamps by the ends of its grid keeps its own.
         """
         kernels = self.traced.spec.kernels
         for index in reversed(range(len(kernels))):
