@@ -197,12 +197,12 @@ def test_an_output_folder_that_holds_another_run(capsys):
 
 
 def test_a_full_disk(capsys, monkeypatch):
-    import autocomp.rundir
+    import autocomp.run_folder
 
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(autocomp.rundir, "write_whole", full)
+    monkeypatch.setattr(autocomp.run_folder, "write_whole", full)
     line = refuse(search("--task mine.py:task --out mine"), capsys)
     assert "No space left on device" in line
     assert "free some space or choose another folder with --out" in line
