@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from autocomp.errors import UserError
 from autocomp.network import NETWORK_INPUT, KernelNode, LayerSpec, NetworkSpec
 from autocomp.policy import Policy
-from autocomp.tflite.builder import Affine, ModelBuilder, Tensor
+from autocomp.tflite.builder import Affine, ModelBuilder, Padding, Tensor
+from autocomp.tflite.padding import Window, pooling_border, same_border
 
 #: int8 weights of a layer under a policy, (out, in / groups, *window).
 WeightsOf = Callable[[LayerSpec, Policy], NDArray[np.int8]]
@@ -56,7 +57,6 @@ def _add(
     if node.layer is not None:
         layer = network.layer_by_name[node.layer]
         return _add_layer(builder, node, name, inputs[0], weights_of(layer, policy))
-    window, stride = (node.kernel_h, node.kernel_w), (node.stride, node.stride)
     if node.free:
         return builder.reshape(name, inputs[0], (1, node.out_channels.count(policy)))
     if node.op == "add":
@@ -65,15 +65,25 @@ def _add(
         return builder.mul(name, inputs[0], inputs[1], _ANY)
     if node.op == "concat":
         return builder.concat(name, inputs)
-    if node.op == "max_pool":
-        return builder.max_pool(name, inputs[0], window, stride, "SAME")
-    if node.op == "avg_pool":
-        return builder.avg_pool(name, inputs[0], window, stride, "SAME")
+    if node.op in ("max_pool", "avg_pool"):
+        return _add_pooling(builder, node, name, inputs[0])
     if node.op == "global_avg_pool":
         return builder.mean(name, inputs[0], _ANY)
     if node.op == "activation":
         return builder.elementwise(name, "RELU", inputs[0], _ANY)
     raise UserError(f"kernel {node.name}: {node.op} has no counterpart in a .tflite file here")
+
+
+def _add_pooling(builder: ModelBuilder, node: KernelNode, name: str, x: Tensor) -> Tensor:
+    """Padded as torch does it; where that is not SAME, by an operator of its own, which Vela copies the image for."""
+    window = Window((node.kernel_h, node.kernel_w), (node.stride, node.stride))
+    border = pooling_border(x.shape[1:3], window)
+    padding: Padding = "SAME"
+    # An average counts zeros that a PAD adds, as torch does; SAME leaves its own out.
+    if border and (node.op == "avg_pool" or border != same_border(x.shape[1:3], window)):
+        x, padding = builder.pad(f"{name}_pad", x, border.rows, border.columns), "VALID"
+    pool = builder.max_pool if node.op == "max_pool" else builder.avg_pool
+    return pool(name, x, window.kernel, window.stride, padding)
 
 
 def _add_layer(builder: ModelBuilder, node: KernelNode, name: str, x: Tensor, weights: NDArray[np.int8]) -> Tensor:

@@ -48,6 +48,19 @@ def same_border(size: Sequence[int], window: Window) -> Border:
     return Border(*sides)
 
 
+def pooling_border(size: Sequence[int], window: Window) -> Border:
+    """What a pooling of a known window, but not of a known padding, reads around an image of (height, width).
+
+    (window − 1) // 2 zeros ahead of the image, as nearly every network written in torch has it, and behind it as many
+    as the last of ⌈size / stride⌉ steps reads.
+    """
+    sides = []
+    for length, reach, stride in zip(size, window.reach, window.stride, strict=True):
+        before = (reach - 1) // 2
+        sides.append((before, max((-(-length // stride) - 1) * stride + reach - length - before, 0)))
+    return Border(*sides)
+
+
 def read_border(size: Sequence[int], border: Border, window: Window, *, round_up: bool = False) -> Border:
     """The part of `border` that the window reads at all: a step may end before the last row or column.
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from autocomp.export.tflite_padding import Border, Window, read_border, same_border
+from autocomp.tflite.padding import Border, Window, pooling_border, read_border, same_border
 
 sizes = st.integers(4, 12)
 windows = st.builds(
@@ -65,4 +65,19 @@ def test_rounding_up_is_torchs(size, kernel, stride, padding):
     border = Border((padding, padding), (padding, padding))
     read = read_border((size, size), border, window, round_up=True)
     padded = functional.pad(image, (*read.columns, *read.rows), value=float("-inf"))
+    assert torch.equal(functional.max_pool2d(padded, kernel, stride), expected)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(2, 20), st.integers(2, 5), st.integers(1, 3))
+def test_a_pooling_of_unknown_padding_is_taken_as_torch_networks_have_it(size, kernel, stride):
+    padding = (kernel - 1) // 2
+    if size + 2 * padding < kernel:
+        return
+    image = torch.rand(1, 1, size, size)
+    expected = functional.max_pool2d(image, kernel, stride, padding, ceil_mode=True)
+    if expected.shape[2] != -(-size // stride):
+        return  # torch ends earlier or later than the sizes that a kernel's key stands for
+    border = pooling_border((size, size), Window((kernel, kernel), (stride, stride)))
+    padded = functional.pad(image, (*border.columns, *border.rows), value=-1.0)
     assert torch.equal(functional.max_pool2d(padded, kernel, stride), expected)
