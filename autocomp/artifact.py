@@ -1,9 +1,10 @@
 """What each device is given: the file that its runtime takes, and what a compiler makes of that for an NPU."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from autocomp.budget import Budget
 from autocomp.hardware.ethos_u.accelerator import Accelerator
 from autocomp.hardware.profile import HardwareProfile
 
@@ -15,16 +16,18 @@ Format = Literal["onnx", "tflite"]
 class Target:
     """A device as one that files are made for. Plain values: workers on other machines are sent it.
 
-    accelerator: what its files are compiled for; None where the runtime takes them as they are.
+    accelerator: what its files are compiled for; None where the runtime takes them as they are. budget: what a
+    candidate may take there; a reference has no bound.
     """
 
     device: str
     format: Format = "onnx"
     accelerator: Accelerator | None = None
+    budget: Budget = field(default_factory=Budget)
 
     @classmethod
-    def of(cls, profile: HardwareProfile) -> "Target":
-        return cls(profile.name, "tflite" if profile.integer_only else "onnx", profile.accelerator)
+    def of(cls, profile: HardwareProfile, budget: Budget | None = None) -> "Target":
+        return cls(profile.name, "tflite" if profile.integer_only else "onnx", profile.accelerator, budget or Budget())
 
     @property
     def suffix(self) -> str:
@@ -45,6 +48,15 @@ class Target:
     def integer_only(self) -> bool:
         """Whether the device has no floating point."""
         return self.accelerator is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a device's compiler makes of a candidate that was not trained: bytes, estimate, peak memory."""
+
+    stored_bytes: int
+    latency_ms: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,11 @@ class Budget:
         """How far the worst of size, latency and memory is over its bound, relative to the bound; ≤ 0 fits."""
         return max(self.shares(size_bytes, latency_ms, memory_bytes).values(), default=0.0) - 1
 
+    @property
+    def bounds_costs(self) -> bool:
+        """Whether anything but accuracy is bounded."""
+        return (self.size_bytes, self.latency_ms, self.memory_bytes) != (None, None, None)
+
     def admits(self, size_bytes: float, latency_ms: float, memory_bytes: float) -> bool:
         return self.excess(size_bytes, latency_ms, memory_bytes) <= 0
 

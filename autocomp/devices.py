@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocomp.artifact import Artifact
+from autocomp.artifact import Artifact, Draft
 from autocomp.budget import Budget
 from autocomp.controllers import Costs
 from autocomp.errors import UserError
@@ -39,7 +39,7 @@ class Figures:
         """The first candidate of `cost`."""
         return cls(*(float(values[0]) for values in cost))
 
-    def settled(self, artifact: Artifact) -> "Figures":
+    def settled(self, artifact: Artifact | Draft) -> "Figures":
         """With what a file was found to take in the place of what was predicted.
 
         A compiler's latency is of the whole model: nothing in it is interpolated, so that it has no band.

@@ -63,7 +63,7 @@ class Prepared:
     @property
     def targets(self) -> tuple[Target, ...]:
         """What files are made for, the primary device first."""
-        return tuple(Target.of(device.profile) for device in self.devices)
+        return tuple(Target.of(device.profile, device.budget) for device in self.devices)
 
 
 def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepared:

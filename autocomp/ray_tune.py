@@ -159,7 +159,7 @@ class _Work:
             return Report(error=message, seconds=time.perf_counter() - started), {}
         seconds = time.perf_counter() - started
         files = {suffix: path.read_bytes() for suffix, path in result.files.items()}
-        return Report(result.artifacts, seconds, details=result.details), files
+        return Report(result.artifacts, seconds, details=result.details, drafts=result.drafts), files
 
 
 def trial_seed(seed: int, candidate: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from autocomp.artifact import Artifact
+from autocomp.artifact import Artifact, Draft
 from autocomp.controllers.base import Controller
 from autocomp.devices import Device, Devices, Figures
 from autocomp.display import SearchState
@@ -21,6 +21,9 @@ from autocomp.errors import RunError
 from autocomp.front import non_dominated
 from autocomp.journal import Entry, Journal
 from autocomp.outcome import Candidate, Outcome, Status
+
+#: Trials that may fail, one like the other, before a search ends.
+_HOPELESS = 20
 
 
 class Next(Enum):
@@ -34,13 +37,15 @@ class Next(Enum):
 class Report:
     """What a worker says about a trial.
 
-    artifacts: by device, the primary one's first; empty if the trial failed, for the reason that `error` gives.
+    artifacts: by device, the primary one's first; empty if the trial failed, for the reason that `error` gives, or if a
+    draft was over a budget. drafts: what devices' compilers said ahead of training.
     """
 
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    drafts: Mapping[str, Draft] = field(default_factory=dict)
 
 
 class Schedule:
@@ -81,10 +86,17 @@ class Schedule:
     def running(self) -> int:
         return self._asked - len(self.entries)
 
+    @property
+    def hopeless(self) -> Entry | None:
+        """The last of so many failures, with no success, that the fault cannot be the candidates'; None as a rule."""
+        ended = [entry for entry in self.entries.values() if entry.outcome.status is not Status.INFEASIBLE]
+        failed = [e for e in ended if e.outcome.status is Status.FAILED and e.id not in self.known]
+        return failed[-1] if len(failed) == len(ended) >= _HOPELESS else None
+
     def next(self) -> Candidate | Next:
         """The next candidate to run. Infeasible ones, and those known from before, are settled on the way."""
         while True:
-            if self._exhausted or self.stopped or self._out_of_trials():
+            if self._exhausted or self.stopped or self._out_of_trials() or self.hopeless is not None:
                 return Next.WAIT if self.running else Next.DONE
             # What is known costs nothing and is replayed whatever the clock says.
             if self._asked not in self.known and self._out_of_time():
@@ -108,17 +120,24 @@ class Schedule:
         figures = self.devices.figures_of_policy(candidate.policy)
         made = {device: artifact.to_dict() for device, artifact in report.artifacts.items()}
         details = {**report.details, "predicted_bytes": figures[0].size_bytes, "artifacts": made}
-        if report.error or not report.artifacts:
+        found: Mapping[str, Artifact | Draft] = report.artifacts or report.drafts
+        if report.error or not found:
             outcome = Outcome(Status.FAILED, reason=report.error or "the trial gave no result")
             return self._record(candidate, outcome, figures, report.seconds, details)
         # The prediction let it through, and the files may take more: the files decide.
-        figures = [figure.settled(a) for figure, a in zip(figures, report.artifacts.values(), strict=True)]
+        figures = [
+            figure.settled(found[device.name]) if device.name in found else figure
+            for device, figure in zip(self.devices, figures, strict=True)
+        ]
         size, latency = round(figures[0].size_bytes), figures[0].latency_ms
         broken = self.devices.broken(figures)
         if broken is not None:
             device, theirs, constraint = broken
-            reason = f"the file takes {theirs}; {constraint} breaks the budget of {self._bounds_of(device)}"
+            what = "the file" if report.artifacts else "compiled before any training, it"
+            reason = f"{what} takes {theirs}; {constraint} breaks the budget of {self._bounds_of(device)}"
             outcome = Outcome(Status.INFEASIBLE, None, size, latency, reason)
+        elif not report.artifacts:
+            outcome = Outcome(Status.FAILED, reason="nothing was trained, and its drafts are within the budget")
         else:
             outcome = Outcome(Status.COMPLETE, next(iter(report.artifacts.values())).accuracy, size, latency)
         return self._record(candidate, outcome, figures, report.seconds, details)
@@ -160,7 +179,8 @@ class Schedule:
         """Whether another trial would end after the deadline, going by how long trials took so far."""
         if self.seconds is None:
             return False
-        ended = [e.seconds for e in self.entries.values() if e.seconds > 0]
+        # What was given up ahead of its training says nothing about how long the next trial takes.
+        ended = [e.seconds for e in self.entries.values() if e.outcome.status is not Status.INFEASIBLE]
         expected = float(np.median(ended)) if ended else 0.0
         return self.clock() - self.started + expected > self.seconds and bool(self.entries or self._asked)
 

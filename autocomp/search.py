@@ -74,6 +74,9 @@ def _search(settings: SearchSettings, run: Path, display: Display, known: dict[i
         write_settings(run, facts, "interrupted" if interrupted else "done")
         if interrupted:
             display.note(f"interrupted; everything so far is saved. To go on: autocomp resume {run}")
+        elif schedule.hopeless is not None:
+            reason = schedule.hopeless.outcome.reason
+            raise RunError(f"every trial failed, so the search ended early; mend this, then start anew: {reason}")
         elif not front:
             raise RunError(f"no trial completed within the budget; `autocomp report {run}` lists the reasons")
     return run

@@ -1,15 +1,16 @@
 """One trial: a policy goes in, verified files come out."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
-from autocomp.artifact import Artifact, Target
+from autocomp.artifact import Artifact, Draft, Target
 from autocomp.bench import Bench
 from autocomp.compress.finetune import finetune, outputs_of
 from autocomp.compress.network import CompressedNetwork, QuantizedNetwork
@@ -39,19 +40,23 @@ _FEW_BITS = 3.5
 #: Mean bits a weight from which nothing is trained. EfficientNet-Lite0 at 6 bits: 91.0 % on held-out images without
 #: training, 89.2 % after an epoch on 173 photographs at a learning rate of 1e-4.
 _NO_TRAINING_BITS = 6.0
+#: Share of a bound by which a draft may be over it and still be trained.
+_TRAINING_MAY_SAVE = 0.005
 
 
 @dataclass(frozen=True)
 class TrialResult:
     """What a trial measured.
 
-    artifacts: by device, the first target's first. files: path of each file that was made, by what follows the
+    artifacts: by device, the first target's first. drafts: by device; where one breaks its budget, nothing was trained
+    and there are no artifacts. files: path of each file that was made, by what follows the
     candidate's id in its name. details: plain values for the journal: simulated_accuracy (torch, before export),
     loss, seconds per step.
     """
 
     artifacts: dict[str, Artifact]
     files: dict[str, Path]
+    drafts: dict[str, Draft] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,17 +83,21 @@ class TrialRunner(Closing):
     def run(self, policy: Policy, seed: int, stem: Path, epochs: float | None = None) -> TrialResult:
         """Compress by `policy`, write the devices' files, named `stem` and a suffix, and score them.
 
+        What a compiler finds over a device's budget ahead of training is not trained (`TrialResult.drafts`).
         The same policy, seed and epochs give the same files. RunError with the reason where training diverges, a file
         does not run or compile, a layer does not execute as the policy says, or a file's accuracy is not what torch
         simulated.
         """
         bench = self.bench
-        torch.manual_seed(seed)
         started = time.perf_counter()
+        drafts = self._drafts(policy, seed)
+        steps = {"draft_s": time.perf_counter() - started}
+        if self._over_budget(drafts):
+            return TrialResult({}, {}, drafts, {"seconds": round(steps["draft_s"], 3)})
+        torch.manual_seed(seed)
         epochs = float(bench.settings["epochs"]) if epochs is None else epochs
         integer_only = any(target.integer_only for target in self.targets)
         network = QuantizedNetwork(self.traced, policy, integer_only=integer_only)
-        steps: dict[str, float] = {}
         if self._is_pruned(policy):
             # Recover in float first: ranges that are chosen on a broken network are wrong ones.
             self._recover(network, policy, epochs, seed)
@@ -107,7 +116,35 @@ class TrialRunner(Closing):
         steps["seconds"] = time.perf_counter() - started
         details: dict[str, Any] = {"simulated_accuracy": simulated, "loss": loss}
         details |= {name: round(value, 3) for name, value in steps.items()}
-        return TrialResult(artifacts, files, details)
+        details |= {f"draft_ms.{device}": draft.latency_ms for device, draft in drafts.items()}
+        return TrialResult(artifacts, files, drafts, details)
+
+    def _drafts(self, policy: Policy, seed: int) -> dict[str, Draft]:
+        """What bounded devices' compilers make of the candidate before it is trained; {} where there is none.
+
+        They ask for shapes and for how well the weights compress, which training changes by little: a second of work,
+        where the table takes a candidate for just within its bound, instead of a training for nothing.
+        """
+        bounded = [(t, t.accelerator) for t in self.targets if t.accelerator is not None and t.budget.bounds_costs]
+        if not bounded:
+            return {}
+        network = QuantizedNetwork(self.traced, policy, integer_only=True)
+        network.quantize([self._examples(1, seed)], correct_bias=False)
+        frozen, drafts = network.freeze(), {}
+        with TemporaryDirectory(prefix="autocomp-draft-") as folder:
+            for target, accelerator in bounded:
+                path = Path(folder, f"draft{target.suffix}")
+                self.writers[target.suffix].write(frozen, path)
+                compiled = compile_tflite(path, Path(folder), accelerator)
+                drafts[target.device] = Draft(compiled.size_bytes, compiled.latency_ms, compiled.sram_bytes)
+        return drafts
+
+    def _over_budget(self, drafts: Mapping[str, Draft]) -> bool:
+        return any(
+            target.budget.excess(draft.stored_bytes, draft.latency_ms, draft.memory_bytes) > _TRAINING_MAY_SAVE
+            for target in self.targets
+            if (draft := drafts.get(target.device)) is not None
+        )
 
     def _artifacts(
         self, network: CompressedNetwork, stem: Path, simulated: float

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autocomp.artifact import Artifact
+from autocomp.artifact import Artifact, Draft
 from autocomp.budget import Budget
 from autocomp.devices import Device, Devices
 from autocomp.errors import RunError
@@ -64,7 +64,7 @@ def schedule(folder, controller: Controller | None = None, *, lag: int = 4, budg
 
 
 def done(accuracy: float, size_bytes: int, seconds: float = 0.0) -> Report:
-    return Report({"device": Artifact(accuracy, size_bytes)}, seconds)
+    return Report({"mobile_arm": Artifact(accuracy, size_bytes)}, seconds)
 
 
 def report(candidate: Candidate) -> Report:
@@ -211,6 +211,46 @@ def test_failed_trials_are_recorded_with_their_reason_and_told(tmp_path):
     ]
     assert next(entry for entry in controller.log if entry[0] == "tell")[2].status is Status.FAILED
     assert (plan.state().failed, plan.state().trials_done, plan.state().best_accuracy) == (2, 3, 0.5)
+
+
+def test_a_search_in_which_every_trial_fails_ends(tmp_path):
+    plan = schedule(tmp_path, lag=4, seconds=1000)
+    for _ in range(20):
+        plan.finished(plan.next().id, Report(error="no space left on the device", seconds=1.0))
+    assert plan.next() is Next.DONE
+    assert plan.hopeless.outcome.reason == "no space left on the device"
+    # Whoever mended the cause goes on where it ended.
+    again = schedule(tmp_path, lag=4, seconds=1000, known={entry.id: entry for entry in plan.journal})
+    assert again.next().id == 20
+    assert again.hopeless is None
+
+
+def test_one_success_among_failures_keeps_a_search_going(tmp_path):
+    plan = schedule(tmp_path, lag=4, seconds=1000)
+    plan.finished(plan.next().id, done(0.5, 100, seconds=1.0))
+    for _ in range(40):
+        plan.finished(plan.next().id, Report(error="diverged", seconds=1.0))
+    assert isinstance(plan.next(), Candidate)
+
+
+def test_a_draft_over_its_budget_is_recorded_as_infeasible_with_what_was_compiled(tmp_path):
+    plan = schedule(tmp_path, budget=Budget(latency_ms=2))
+    entry = plan.finished(plan.next().id, Report(seconds=1.0, drafts={"mobile_arm": Draft(512, 2.5, 7000)}))
+    assert entry.outcome.status is Status.INFEASIBLE
+    assert (entry.outcome.size_bytes, entry.outcome.latency_ms) == (512, 2.5)
+    assert "compiled before any training" in entry.outcome.reason
+    assert "512 bytes, 2.5 ms" in entry.outcome.reason
+    assert plan.hopeless is None
+
+
+def test_drafts_do_not_shorten_what_the_next_trial_is_expected_to_take(tmp_path):
+    clock = Clock()
+    plan = schedule(tmp_path, lag=10, seconds=100, budget=Budget(latency_ms=2), clock=clock)
+    plan.finished(plan.next().id, done(0.5, 100, seconds=30))
+    for _ in range(3):
+        plan.finished(plan.next().id, Report(seconds=1.0, drafts={"mobile_arm": Draft(512, 2.5, 7000)}))
+    clock.now = 75
+    assert plan.next() is Next.DONE
 
 
 def test_the_number_of_trials_is_kept(tmp_path):

@@ -13,9 +13,9 @@ from autocomp.compress.graph import argument, aten, pair
 from autocomp.compress.network import CompressedNetwork, LayerWeights
 from autocomp.compress.trace import is_flatten, op_name
 from autocomp.errors import UserError
-from autocomp.tflite.padding import Border, Window, read_border, same_border
 from autocomp.network import KernelNode
 from autocomp.tflite.builder import Activation, Affine, ModelBuilder, Padding, Tensor
+from autocomp.tflite.padding import Border, Window, read_border, same_border
 
 #: Clamping to (lowest, highest) → the activation that TFLite has for it.
 _CLAMPS: dict[tuple[float, float], Activation] = {
