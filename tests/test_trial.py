@@ -1,4 +1,4 @@
-"""Trials for an NPU with a bound: what its compiler rules out ahead of training is not trained."""
+"""One trial: what a compiler rules out ahead of training, and when a file is not what was trained."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from autocomp.budget import Budget
 from autocomp.hardware.profile import find_profile
 from autocomp.policy import LayerPolicy, Policy
 from autocomp.tasks.task import Data
-from autocomp.trial import TrialRunner
+from autocomp.trial import TrialRunner, unexplained_gap
 
 NPU = find_profile("npu_ethos_u55")
 POLICY = Policy({"0": LayerPolicy(8, "int8"), "4": LayerPolicy(4, "int8")})
@@ -67,3 +67,33 @@ def test_without_a_bound_nothing_is_drafted_and_the_files_are_the_same(bench, tm
         assert bool(result.drafts) == (name == "bounded")
     files = [(tmp_path / name / "model.tflite").read_bytes() for name in ("free", "bounded")]
     assert files[0] == files[1]
+
+
+LABELS = np.random.default_rng(0).integers(0, 10, 400)
+
+
+def top1(outputs: np.ndarray) -> float:
+    return float((outputs.argmax(1) == LABELS).mean())
+
+
+def answers(right: float, seed: int) -> np.ndarray:
+    """Scores of 10 classes, of which so large a share answers rightly."""
+    rng = np.random.default_rng(seed)
+    scores = rng.random((400, 10))
+    scores[np.arange(400), LABELS] += np.where(rng.random(400) < right, 1.0, 0.0)
+    return scores
+
+
+def test_a_file_that_answers_as_simulated_passes_and_one_that_answers_otherwise_does_not():
+    simulated = answers(0.9, 1)
+    assert unexplained_gap(simulated, simulated, top1) == ""
+    damaged = simulated.copy()
+    damaged[:20] = -damaged[:20]  # 5 points lost, all in one direction
+    assert "torch simulated" in unexplained_gap(simulated, damaged, top1)
+    assert unexplained_gap(simulated, np.roll(simulated, 1, axis=1), top1)
+
+
+def test_many_answers_of_a_ruined_network_may_change_both_ways():
+    one, other = answers(0.3, 1), answers(0.3, 2)
+    assert abs(top1(one) - top1(other)) > 0.01
+    assert unexplained_gap(one, other, top1) == ""
