@@ -16,6 +16,11 @@ def integer_convolution_is_not_grouped(layer: LayerSpec, decision: LayerPolicy) 
     return decision.activation != "int8" or layer.groups == 1 or layer.depthwise
 
 
+def convolution_is_dense_or_depthwise(layer: LayerSpec, decision: LayerPolicy) -> bool:
+    """A grouped convolution that is not depthwise stands in no table of the device: its latency would be a guess."""
+    return layer.groups == 1 or layer.depthwise
+
+
 def integer_convolution_has_at_most_two_axes(layer: LayerSpec, decision: LayerPolicy) -> bool:
     """An integer convolution has one or two spatial axes; over three there is no integer kernel."""
     return decision.activation != "int8" or len(layer.weight_shape) <= 4
@@ -23,7 +28,11 @@ def integer_convolution_has_at_most_two_axes(layer: LayerSpec, decision: LayerPo
 
 CONSTRAINTS: dict[str, Constraint] = {
     function.__name__: function
-    for function in (integer_convolution_is_not_grouped, integer_convolution_has_at_most_two_axes)
+    for function in (
+        integer_convolution_is_not_grouped,
+        convolution_is_dense_or_depthwise,
+        integer_convolution_has_at_most_two_axes,
+    )
 }
 
 
