@@ -88,6 +88,7 @@ def _make_schedule(
 ) -> Schedule:  # fmt: skip
     settings, devices = prepared.settings, prepared.devices
     controller = create(settings.controller, prepared.space, devices.joint_costs, devices.joint_budget, settings.seed)
+    controller.aim(references["float"].accuracy)
     workers = workers_of(settings)
     return Schedule(
         controller, devices, journal, lag=2 * workers, trials=settings.trials, seconds=seconds, known=known,

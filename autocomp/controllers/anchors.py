@@ -15,7 +15,7 @@ from autocomp.budget import Budget
 from autocomp.controllers.base import Controller
 from autocomp.controllers.costs import CostFunction, Floats, violation
 from autocomp.controllers.repair import repair
-from autocomp.controllers.screen import most_promising
+from autocomp.controllers.screen import most_promising, within_reach
 from autocomp.front import crowding_distance, ranks
 from autocomp.policy import FLOAT, INT8, LayerPolicy, clustered
 from autocomp.space import Genes, SearchSpace
@@ -141,6 +141,9 @@ class AnchoredController(Controller):
     def _propose(self) -> Genes | None:
         if self._anchors is None:
             self._anchors = anchors(self.space, self.cost, self.budget, self.rng)[::-1]
+        if self._anchors and self.least_accuracy is not None:
+            hopeful = within_reach(self.space, np.stack(self._anchors), self.scored, self.least_accuracy)
+            self._anchors = [genes for genes, keep in zip(self._anchors, hopeful, strict=True) if keep]
         if self._anchors:
             return self._anchors.pop()
         litter = self._breed(self.pool_size if self.scored else 1)
@@ -150,7 +153,7 @@ class AnchoredController(Controller):
         pool = np.stack(new)
         waiting = np.array([candidate.genes for candidate in self.pending], dtype=np.int64)
         waiting = waiting.reshape(-1, len(self.space))
-        return new[most_promising(self.space, self.cost, pool, waiting, self.scored)]
+        return new[most_promising(self.space, self.cost, pool, waiting, self.scored, self.least_accuracy)]
 
     def varied_parent(self) -> Genes:
         """A new start (G,) for `_breed`: a parent, a parent with many genes shifted together, or a random draw."""
@@ -173,13 +176,19 @@ class AnchoredController(Controller):
         return np.array(winner, dtype=np.int64)  # a copy: what is bred from it may be changed in place
 
     def _fitness(self) -> Sequence[tuple[int, float]]:
-        """(rank, −crowding distance within the rank) of each scored candidate: smaller is fitter."""
+        """(rank, −crowding distance within the rank) of each scored candidate: smaller is fitter.
+
+        What falls short of the bound on accuracy ranks below all else, by its shortage (Deb et al. 2002, §VI).
+        """
         if len(self._ranked) != len(self.scored):  # a litter has dozens of parents, between two outcomes
             costs = np.array([values for _, values in self.scored])
             rank = ranks(costs)
             crowding = np.zeros(len(costs))
             for level in range(int(rank.max()) + 1):
                 crowding[rank == level] = crowding_distance(costs[rank == level])
+            short = np.array([self.shortage(-cost[0]) for cost in costs])
+            below = np.argsort(np.argsort(short, kind="stable"), kind="stable") + len(costs)
+            rank = np.where(short > 0, below, rank)
             self._ranked = list(zip(rank.tolist(), (-crowding).tolist(), strict=True))
         return self._ranked
 

@@ -49,6 +49,8 @@ class Controller(ABC):
         self.cost = cost
         self.budget = budget
         self.seed = seed
+        #: What a candidate has to reach, where a bound on lost accuracy was given and `aim` was called; see there.
+        self.least_accuracy: float | None = None
         self.rng = np.random.default_rng(seed)
         self.moves = Moves(space)
         #: What completed, in the order in which it was told: genes (G,), (−accuracy, size_bytes, latency_ms).
@@ -66,6 +68,18 @@ class Controller(ABC):
     @abstractmethod
     def _learn(self, candidate: Candidate, outcome: Outcome) -> None:
         """Take in an outcome of any status. COMPLETE outcomes are in `self.scored` already."""
+
+    def aim(self, float_accuracy: float) -> None:
+        """Say, ahead of the first `ask`, how accurate the float network is: from it follows `least_accuracy`.
+
+        Without it, all of the trade-off is of interest, down to what is small and answers at random.
+        """
+        if self.budget.accuracy_drop is not None:
+            self.least_accuracy = float_accuracy - self.budget.accuracy_drop
+
+    def shortage(self, accuracy: float) -> float:
+        """By how much an accuracy falls short of the bound on it; 0 if it is within, or if there is none."""
+        return 0.0 if self.least_accuracy is None else max(0.0, self.least_accuracy - accuracy)
 
     def ask(self) -> Candidate | None:
         """The next candidate, or None if nothing more can be proposed; once None, always None."""

@@ -4,6 +4,7 @@ only accuracy has to be predicted."""
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocomp.controllers.costs import CostFunction, Floats
 from autocomp.front import non_dominated
@@ -15,6 +16,8 @@ NOISE = 1e-2
 LENGTHS = (0.15, 0.3, 0.6, 1.2)
 #: Standard deviations of optimism: how much an untried region is favoured over one known to be good.
 OPTIMISM = 0.5
+#: From so many trials on, what lies so many standard deviations below the bound on accuracy is not tried.
+FEWEST_TRIALS, DOUBT = 4, 1.0
 
 
 class AccuracyModel:
@@ -64,6 +67,7 @@ def most_promising(
     pool: Genes,
     waiting: Genes,
     scored: Sequence[tuple[Genes, tuple[float, ...]]],
+    least_accuracy: float | None = None,
 ) -> int:
     """Index of the candidate of `pool` (m, G) that should advance the front of `scored` (at least one) the most.
 
@@ -71,20 +75,46 @@ def most_promising(
     it (maximin improvement, Svenson & Santner 2016, eq. 4), with accuracy predicted with some optimism; each
     objective in units of its range, size and latency as logarithms. `waiting` (w, G) are candidates not told yet:
     they count as front points at their predicted accuracy, so that parallel asks spread.
+
+    Whatever is predicted to fall short of `least_accuracy` comes last, the less it does the earlier (Deb et al. 2002,
+    §VI), and what did fall short is on no front.
     """
-    recent = scored[-MAX_TRIALS:]
-    known = np.array([values for _, values in recent])
-    model = AccuracyModel(space, np.stack([genes for genes, _ in recent]), -known[:, 0])
+    model, known = _regression(space, scored)
     unknown = np.concatenate([pool, waiting])
     mean, deviation = model.predict(unknown)
     mean[: len(pool)] += OPTIMISM * deviation[: len(pool)]
     points = _objectives(-mean, *cost(unknown)[:2])
     front = _objectives(*known.T)
+    short = np.zeros(len(pool))
+    if least_accuracy is not None:
+        short = np.maximum(0.0, least_accuracy - mean[: len(pool)])
+        if short.all():
+            return int(np.argmin(short))
+        within = -known[:, 0] >= least_accuracy
+        front = front[within] if within.any() else front
     front = np.concatenate([front[non_dominated(front)], points[len(pool) :]])
     span = np.ptp(front, axis=0)
     span[span <= 0] = 1.0
     gains = ((front[None] - points[: len(pool), None]) / span).max(axis=2).min(axis=1)
-    return int(np.argmax(gains))
+    return int(np.argmax(np.where(short > 0, -np.inf, gains)))
+
+
+def within_reach(
+    space: SearchSpace, genes: Genes, scored: Sequence[tuple[Genes, tuple[float, ...]]], least_accuracy: float
+) -> NDArray[np.bool_]:
+    """Which of `genes` (m, G) may be as accurate as `least_accuracy`, by what was scored so far: (m,)."""
+    if len(scored) < FEWEST_TRIALS:
+        return np.ones(len(genes), dtype=bool)
+    mean, deviation = _regression(space, scored)[0].predict(genes)
+    reach: NDArray[np.bool_] = mean + DOUBT * deviation >= least_accuracy
+    return reach
+
+
+def _regression(space: SearchSpace, scored: Sequence[tuple[Genes, tuple[float, ...]]]) -> tuple[AccuracyModel, Floats]:
+    """The model of the latest trials, and their objectives (n, 3)."""
+    recent = scored[-MAX_TRIALS:]
+    known = np.array([values for _, values in recent])
+    return AccuracyModel(space, np.stack([genes for genes, _ in recent]), -known[:, 0]), known
 
 
 def _objectives(negative_accuracy: Floats, size_bytes: Floats, latency_ms: Floats) -> Floats:

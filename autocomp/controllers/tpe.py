@@ -33,8 +33,8 @@ class TpeController(AnchoredController):
     from the front. Redrawing all of 150 genes independently would put each where *some* good trial had it, and mix
     the small end of the front with the accurate one; and Optuna takes about a
     millisecond a gene. The study is told the candidate that was tried, after repair, rather than what it drew.
-    Infeasible outcomes carry their excess as a constraint, pruned ones count as pruned, and failures as failures,
-    which TPE ignores.
+    Infeasible outcomes carry their excess as a constraint, as do those that lost too much accuracy; pruned ones count
+    as pruned, and failures as failures, which TPE ignores.
     """
 
     name = "tpe"
@@ -100,13 +100,16 @@ class TpeController(AnchoredController):
     def _learn(self, candidate: Candidate, outcome: Outcome) -> None:
         self._register(candidate)
         number = self._numbers[candidate.id]
-        if outcome.status is Status.COMPLETE:
+        short = self.shortage(outcome.accuracy or 0.0) if outcome.status is Status.COMPLETE else 0.0
+        if outcome.status is Status.COMPLETE and not short:
             self._study.tell(number, values=list(outcome.costs))
         elif outcome.status is Status.PRUNED:
             self._study.tell(number, state=TrialState.PRUNED)
         else:
             self._study.tell(number, state=TrialState.FAIL)
-        if outcome.status is Status.INFEASIBLE:
+        if short:
+            self._add(candidate, TrialState.PRUNED, {"budget": short})
+        elif outcome.status is Status.INFEASIBLE:
             size_bytes, latency_ms = outcome.size_bytes or 0, outcome.latency_ms or 0.0
             # It was found to break the budget, even where the prediction at hand says that it does not.
             memory_bytes = float(self.cost(np.array([candidate.genes])).memory_bytes[0])
