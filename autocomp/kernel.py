@@ -12,10 +12,11 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "fp16_2of4": 2, "int8": 1}
 
 #: Operators that a table may hold. "conv" has groups 1 or a true grouped convolution; "depthwise" has one filter
-#: per channel; "linear" is a fully-connected layer applied to `height * width` positions.
+#: per channel; "linear" is a fully-connected layer applied to `height * width` positions; "pad" copies an image of
+#: `height` x `width` to where zeros surround it.
 OPS = (
     "conv", "depthwise", "linear", "add", "mul", "concat", "max_pool", "avg_pool", "global_avg_pool",
-    "activation", "quantize", "dequantize",
+    "activation", "pad", "quantize", "dequantize",
 )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from tempfile import TemporaryDirectory
 from zlib import crc32
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from autocomp.compress.masks import GROUP
 from autocomp.compress.synthetic import GaussianWeights
@@ -26,14 +28,18 @@ from autocomp.hardware.ethos_u.accelerator import Accelerator
 from autocomp.hardware.ethos_u.compiler import Vela
 from autocomp.hardware.ethos_u.observations import Observation, Observations
 from autocomp.hardware.ethos_u.observe import encoded_bytes, observe
+from autocomp.hardware.ethos_u.pooling import with_copies
 from autocomp.hardware.profile import HardwareProfile
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Kernel
 from autocomp.network import LayerSpec, NetworkSpec
 from autocomp.policy import CLUSTERS, INT8, WEIGHT_BITS, LayerPolicy, Policy, Sparsity, Zeros, clustered
 from autocomp.space import kept_channels
+from autocomp.tasks import pooled
 from autocomp.tasks.architectures import ARCHITECTURES, build
 
+#: A family of one network, of poolings.
+POOLED = "pooled"
 #: Networks, with sides of their images in pixels.
 FAMILIES: Mapping[str, tuple[int, ...]] = {
     "mobilenet_v2": (64, 96, 128, 160, 192, 224),
@@ -42,9 +48,10 @@ FAMILIES: Mapping[str, tuple[int, ...]] = {
     "efficientnet_lite0": (64, 96, 128, 160, 192, 224),
     "mobilenet_v1": (64, 96, 128, 160, 192, 224),
     "resnet18": (64, 96, 128, 160, 224),
+    POOLED: (28, 33, 56, 64, 90, 112),
 }
 #: Networks are compiled until the table has so many rows.
-MOST_ROWS = 2900
+MOST_ROWS = 3300
 _ROUNDS = 64
 _ZEROS: tuple[Zeros, ...] = (0.0, 0.0, 0.0, 0.5, 0.75, 0.9, Sparsity(0.5, "2:4"))
 #: Of every so many rounds, in one all layers are coded alike; else each layer has a coding of its own.
@@ -137,11 +144,12 @@ class _Source:
     def observations(self, family: str, sides: Sequence[int], turn: int) -> list[Observation]:
         """Of the kernels of one network: the first of each family is plain int8 in full width."""
         if family not in self._traced:
-            network = build(family)
-            self._traced[family] = trace(network.module, network.example, family).spec
+            module, example = _network(family)
+            self._traced[family] = trace(module, example, family).spec
+        side = pooled.SIDE if family == POOLED else ARCHITECTURES[family].side
         seed = crc32(f"{family} {turn}".encode())
         rng = np.random.default_rng(seed)
-        spec = _resized(self._traced[family], Fraction(int(rng.choice(sides)), ARCHITECTURES[family].side))
+        spec = with_copies(_resized(self._traced[family], Fraction(int(rng.choice(sides)), side)))
         policy = random_policy(spec, self._profile, rng, turn)
         weights = GaussianWeights(seed)
         compiled, cycles = observe(
@@ -163,6 +171,14 @@ class _Source:
         shape = (kernel.out_channels, kernel.in_channels // kernel.groups, kernel.kernel_h, kernel.kernel_w)
         weights = GaussianWeights(0).levels(shape[:2] if kernel.op == "linear" else shape, kernel.coding.decision)
         return encoded_bytes(kernel, weights, self._vela, self._accelerator, self._folder)
+
+
+def _network(family: str) -> tuple[nn.Module, Tensor]:
+    """A network of a family, and an example for it."""
+    if family == POOLED:
+        return pooled.Pooled().eval(), torch.zeros(2, 3, pooled.SIDE, pooled.SIDE)
+    network = build(family)
+    return network.module, network.example
 
 
 def random_policy(spec: NetworkSpec, profile: HardwareProfile, rng: np.random.Generator, turn: int) -> Policy:

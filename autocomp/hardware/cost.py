@@ -18,6 +18,7 @@ from autocomp.hardware.choices import (
     result_shape,
 )
 from autocomp.hardware.estimator import LatencyModel, band
+from autocomp.hardware.ethos_u.pooling import with_copies
 from autocomp.hardware.memory import PeakMemory, peak_memory
 from autocomp.hardware.population import CHUNK, Accumulated, Term
 from autocomp.kernel import Kernel, WeightCoding
@@ -80,6 +81,8 @@ def network_kernels(
 
     integer_only: see `network.plan_execution`; the kernels of such a device differ by how their weights are coded.
     """
+    if integer_only:
+        network = with_copies(network)
     plan = plan_execution(network, policy, integer_only=integer_only)
     found: list[tuple[Kernel, str | None]] = []
     for node, precision in zip(network.kernels, plan.precisions, strict=True):
@@ -101,6 +104,8 @@ class CostModel:
     """
 
     def __init__(self, space: SearchSpace, latency: LatencyModel, sizes: Sizes, *, integer_only: bool = False) -> None:
+        if integer_only:
+            space = space.over(with_copies(space.network))
         self.space = space
         self.integer_only = integer_only
         self.network = space.network

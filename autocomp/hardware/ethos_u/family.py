@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocomp.hardware.ethos_u.encoded import EncodedWeights
+from autocomp.hardware.ethos_u.pooling import pad_of
 from autocomp.hardware.neighbours import Neighbours, fit_terms
 from autocomp.hardware.positions import position, sizes, up
 from autocomp.hardware.table import LatencyTable
@@ -37,6 +38,8 @@ _LEAST_US = 1e-3
 _MACS_A_RESULT = (32, 64, 128)
 #: Weights of the axes that tell kernels apart beyond their sizes: which part decides (a doubling), bits a weight.
 _WORTH_WEIGHTS, _WORTH_MEMORY, _WORTH_BITS = 0.7, 0.5, 0.3
+#: Of whether the image is padded by an operator of its own.
+_WORTH_PADDED = 3.0
 
 
 class EthosFamily:
@@ -80,6 +83,7 @@ class EthosFamily:
         ratios = np.log2(np.maximum(parts[:, 1:] / array[:, None], 0.2))
         bits = [self._encoded.bits(kernel.coding) if kernel.coding else 8.0 for kernel in kernels]
         regime = [_WORTH_WEIGHTS * ratios[:, 1], _WORTH_MEMORY * ratios[:, 0], _WORTH_BITS * np.log2(bits)]
+        regime.append(np.array([_WORTH_PADDED * bool(pad_of(kernel)) for kernel in kernels]))
         return np.concatenate([position(sizes(kernels)), np.stack(regime, axis=1)], axis=1)
 
     def _terms(self, kernels: Sequence[Kernel]) -> tuple[Floats, Floats, Floats]:
@@ -105,8 +109,11 @@ class EthosFamily:
                 work = [half * term for term in work]
             array = [one, *work, results, encoded, outputs, reads]
         else:
+            # Padding that is not TFLite's writes a border of zeros ahead of a pooling.
+            padded = np.array([float(bool(pad_of(kernel))) for kernel in kernels])
             array = [one, results * up(window, 4), blocks * up(outputs, 16) * up(window, 4), writes, reads,
-                     area * up(outputs, 16), encoded, outputs, window * outputs]  # fmt: skip
+                     area * up(outputs, 16), encoded, outputs, window * outputs,
+                     padded, padded * reads, padded * writes, padded * size["area"] * up(outputs, 16)]  # fmt: skip
         side = [np.array([float(getattr(k, name)) for k in kernels]) for name in ("height", "width")]
         memory = [one, reads, writes, area * up(outputs, 16), up(inputs, 16) * side[0] * side[1], encoded,
                   reads * window / np.square(size["stride"]), writes * inputs]  # fmt: skip

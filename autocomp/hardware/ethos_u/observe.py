@@ -11,7 +11,7 @@ from autocomp.errors import RunError
 from autocomp.hardware.ethos_u.accelerator import Accelerator
 from autocomp.hardware.ethos_u.compiler import Compiled, Vela
 from autocomp.hardware.ethos_u.performance import OperatorEstimate
-from autocomp.hardware.ethos_u.skeleton import WeightsOf, kernel_of, skeleton
+from autocomp.hardware.ethos_u.skeleton import PADDING, WeightsOf, kernel_of, skeleton
 from autocomp.kernel import Kernel
 from autocomp.network import NETWORK_INPUT, Channels, KernelNode, LayerSpec, NetworkSpec
 from autocomp.policy import Policy
@@ -35,6 +35,7 @@ def observe(
 ) -> tuple[Compiled, dict[int, Cycles]]:
     """Compile a network without values: what Vela says of the whole, and of each of its kernels by index.
 
+    network: with its copies as kernels (`pooling.with_copies`).
     A kernel that Vela fuses into another takes no cycles. RunError where an operator is left to the CPU.
     """
     path = folder / "network.tflite"
@@ -70,11 +71,15 @@ def encoded_bytes(kernel: Kernel, weights: NDArray[np.int8], vela: Vela, acceler
 
 
 def _attributed(network: NetworkSpec, policy: Policy, operators: Sequence[OperatorEstimate]) -> list[int | None]:
-    """The kernel of each operator. A layer that writes into a concatenation is named after it; its MACs tell which."""
+    """The kernel of each operator.
+
+    A layer that writes into a concatenation is named after it; its MACs tell which. Whatever writes into an image that
+    is padded for a pooling is named after the PAD. Of the operators of a PAD, those that write zeros are the pooling's.
+    """
     taken: set[int] = set()
     found: list[int | None] = []
     for operator in operators:
-        index = kernel_of(operator.name)
+        index = _named(operator, network, policy)
         if index is not None and operator.operator in _LAYERS and network.kernels[index].layer is None:
             writers = [s for s in network.kernels[index].inputs if s not in taken and network.kernels[s].layer]
             if operator.macs and writers:
@@ -82,6 +87,20 @@ def _attributed(network: NetworkSpec, policy: Policy, operators: Sequence[Operat
                 taken.add(index)
         found.append(index)
     return found
+
+
+def _named(operator: OperatorEstimate, network: NetworkSpec, policy: Policy) -> int | None:
+    """The kernel that an operator's name speaks of, or the one beside it where a PAD lent its name."""
+    index = kernel_of(operator.name)
+    if index is None:
+        return None
+    node = network.kernels[index]
+    if operator.name.endswith(PADDING) and operator.operator != "Pad":
+        return node.inputs[0]
+    # Vela counts one operation for each value that is copied.
+    if node.op == "pad" and operator.macs < node.kernel("int8", policy).in_elements:
+        return next(reader for reader, other in enumerate(network.kernels) if index in other.inputs)
+    return index
 
 
 def _macs(node: KernelNode, policy: Policy) -> float:

@@ -11,15 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocomp.errors import UserError
+from autocomp.hardware.ethos_u.pooling import pad_of
 from autocomp.network import NETWORK_INPUT, KernelNode, LayerSpec, NetworkSpec
 from autocomp.policy import Policy
 from autocomp.tflite.builder import Affine, ModelBuilder, Padding, Tensor
-from autocomp.tflite.padding import Window, pooling_border, same_border
 
 #: int8 weights of a layer under a policy, (out, in / groups, *window).
 WeightsOf = Callable[[LayerSpec, Policy], NDArray[np.int8]]
 _ANY = Affine(0.02, -128)
 _ANY_SCALE = 0.004
+#: Ending of the name of what a pooling reads where it is padded.
+PADDING = "_pad"
 
 
 def skeleton(network: NetworkSpec, policy: Policy, weights_of: WeightsOf) -> bytes:
@@ -31,7 +33,11 @@ def skeleton(network: NetworkSpec, policy: Policy, weights_of: WeightsOf) -> byt
     results: dict[int, Tensor] = {NETWORK_INPUT: builder.input("input", _nhwc(network.input_shape), _ANY)}
     for index, node in enumerate(network.kernels):
         inputs = [results[source] for source in node.inputs]
-        results[index] = _add(builder, network, policy, node, tensor_name(index), inputs, weights_of)
+        if node.op == "pad":
+            border = pad_of(next(reader for reader in network.kernels if index in reader.inputs).kernel("int8"))
+            results[index] = builder.pad(tensor_name(index), inputs[0], border.rows, border.columns)
+        else:
+            results[index] = _add(builder, network, policy, node, tensor_name(index), inputs, weights_of)
     return builder.finish([results[index] for index, node in enumerate(network.kernels) if node.output])
 
 
@@ -66,7 +72,10 @@ def _add(
     if node.op == "concat":
         return builder.concat(name, inputs)
     if node.op in ("max_pool", "avg_pool"):
-        return _add_pooling(builder, node, name, inputs[0])
+        source = node.inputs[0]
+        return _add_pooling(
+            builder, node, name, inputs[0], padded=source != NETWORK_INPUT and network.kernels[source].op == "pad"
+        )
     if node.op == "global_avg_pool":
         return builder.mean(name, inputs[0], _ANY)
     if node.op == "activation":
@@ -74,16 +83,14 @@ def _add(
     raise UserError(f"kernel {node.name}: {node.op} has no counterpart in a .tflite file here")
 
 
-def _add_pooling(builder: ModelBuilder, node: KernelNode, name: str, x: Tensor) -> Tensor:
-    """Padded as torch does it; where that is not SAME, by an operator of its own, which Vela copies the image for."""
-    window = Window((node.kernel_h, node.kernel_w), (node.stride, node.stride))
-    border = pooling_border(x.shape[1:3], window)
-    padding: Padding = "SAME"
-    # An average counts zeros that a PAD adds, as torch does; SAME leaves its own out.
-    if border and (node.op == "avg_pool" or border != same_border(x.shape[1:3], window)):
-        x, padding = builder.pad(f"{name}_pad", x, border.rows, border.columns), "VALID"
+def _add_pooling(builder: ModelBuilder, node: KernelNode, name: str, x: Tensor, *, padded: bool) -> Tensor:
+    """Padded as torch does it; where that is not SAME, by an operator of its own, unless the image is `padded`."""
+    padding: Padding = "VALID" if padded else "SAME"
+    border = pad_of(node.kernel("int8"))
+    if border and not padded:
+        x, padding = builder.pad(name + PADDING, x, border.rows, border.columns), "VALID"
     pool = builder.max_pool if node.op == "max_pool" else builder.avg_pool
-    return pool(name, x, window.kernel, window.stride, padding)
+    return pool(name, x, (node.kernel_h, node.kernel_w), (node.stride, node.stride), padding)
 
 
 def _add_layer(builder: ModelBuilder, node: KernelNode, name: str, x: Tensor, weights: NDArray[np.int8]) -> Tensor:
