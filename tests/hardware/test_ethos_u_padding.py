@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,17 @@ pytest.importorskip("ethosu.vela")
 
 from autocomp.compress.synthetic import GaussianWeights
 from autocomp.compress.trace import trace
+from autocomp.hardware.cost import CostModel, network_kernels
+from autocomp.hardware.estimator import LatencyModel
 from autocomp.hardware.ethos_u.compiler import Vela
 from autocomp.hardware.ethos_u.observe import Cycles, observe
 from autocomp.hardware.ethos_u.pooling import pad_of, with_copies
+from autocomp.hardware.ethos_u.sizes import CompiledSizes
 from autocomp.hardware.profile import find_profile
 from autocomp.kernel import Kernel
 from autocomp.network import NetworkSpec
 from autocomp.policy import INT8, Policy
+from autocomp.space import SearchSpace, SpaceOptions
 from autocomp.tflite.padding import Border
 
 NPU = find_profile("npu_ethos_u55")
@@ -103,3 +108,29 @@ def test_copies_are_found_once():
     assert [node.op for node in once.kernels].count("pad") == 1
     assert with_copies(once) == once
     assert [n.op for n in once.kernels if n.op != "pad"] == [n.op for n in spec.kernels]
+
+
+def test_candidates_pay_for_the_copy_with_the_channels_that_they_keep():
+    spec = trace(Surrounded("concat").eval(), torch.zeros(2, 3, 24, 24), "concat").spec
+    model = LatencyModel.from_table(NPU.latencies, NPU.calibration)
+    assert model.encoded is not None
+    options = SpaceOptions((4, 8), ("int8",), (0.5, 1.0), (0.0,), channel_multiple=8)
+    space = SearchSpace.build(spec, options, NPU.veto)
+    cost = CostModel(space, model, CompiledSizes(spec, model.encoded), integer_only=True)
+    genes = np.stack([space.smallest, space.largest])
+    channels = []
+    for row, found in zip(genes, cost(genes).latency_ms, strict=True):
+        policy = space.decode(row)
+        executed = [kernel for kernel, _ in network_kernels(spec, policy, integer_only=True)]
+        assert found == pytest.approx(model.predict(executed).us.sum() / 1000)
+        assert found == pytest.approx(cost.of_policy(policy).latency_ms[0])
+        channels += [kernel.in_channels for kernel in executed if kernel.op == "pad"]
+    assert channels == [32, 64]
+
+
+def test_zeros_that_a_file_holds_are_counted():
+    spec = trace(Surrounded("conv").eval(), torch.zeros(2, 3, 24, 24), "conv").spec
+    odd = trace(Surrounded("conv").eval(), torch.zeros(2, 3, 25, 25), "conv").spec
+    encoded = LatencyModel.from_table(NPU.latencies, NPU.calibration).encoded
+    # A row of 25 and a column of 24 positions, 64 channels each.
+    assert CompiledSizes(spec, encoded).fixed_bytes() - CompiledSizes(odd, encoded).fixed_bytes() == 64 * (25 + 24)
