@@ -117,6 +117,9 @@ class Devices:
     def __init__(self, devices: Sequence[Device], largest: Genes) -> None:
         """largest: (G,) the least compressed candidate. UserError where two devices have one name."""
         self._devices = tuple(devices)
+        #: By device: found / predicted bytes and milliseconds of what was compiled, and the ratios that hold now.
+        self._ratios: dict[str, list[tuple[float, float]]] = {}
+        self._corrections: dict[str, tuple[float, float]] = {}
         names = [device.name for device in devices]
         for name in names:
             if names.count(name) > 1:
@@ -158,9 +161,33 @@ class Devices:
             None if memory is None else int(memory),
         )  # fmt: skip
 
+    def learn(self, policy: Policy, found: Mapping[str, Artifact | Draft]) -> None:
+        """Correct later predictions by what compilers made of a candidate; without any, nothing is learned.
+
+        The table knows no network: one whose weights compress worse than Gaussian ones takes longer in each version of
+        it. The correction is the median ratio of found to predicted, of all that was told so far.
+        """
+        for device in self._devices:
+            made = found.get(device.name)
+            if made is None or made.latency_ms is None:
+                continue
+            predicted = Figures.of(device.cost.of_policy(policy))
+            ratios = self._ratios.setdefault(device.name, [])
+            ratios.append((made.stored_bytes / predicted.size_bytes, made.latency_ms / predicted.latency_ms))
+            size, latency = np.median(ratios, axis=0)
+            self._corrections[device.name] = float(size), float(latency)
+
+    def _predicted(self, device: Device, genes: Genes) -> Cost:
+        size, latency = self._corrections.get(device.name, (1.0, 1.0))
+        cost = device.cost(genes)
+        return Cost(
+            size * cost.size_bytes, latency * cost.latency_ms, latency * cost.latency_low_ms,
+            latency * cost.latency_high_ms, cost.memory_bytes,
+        )  # fmt: skip
+
     def joint_costs(self, genes: Genes) -> Costs:
         """genes: (n, len(space)). What a controller may know of the costs: no bands, and one number for all devices."""
-        costs = [device.cost(genes) for device in self._devices]
+        costs = [self._predicted(device, genes) for device in self._devices]
         if not self.several:
             return Costs(costs[0].size_bytes, costs[0].latency_ms, costs[0].memory_bytes)
         return Costs(
@@ -178,10 +205,11 @@ class Devices:
         return replace(outcome, size_bytes=round(float(size[0])), latency_ms=float(latency[0]))
 
     def figures(self, genes: Sequence[int] | Genes) -> list[Figures]:
-        """Of one candidate, on each device."""
-        return [Figures.of(device.cost(np.array([genes]))) for device in self._devices]
+        """Predicted for one candidate, on each device, by all that was learned."""
+        return [Figures.of(self._predicted(device, np.array([genes]))) for device in self._devices]
 
     def figures_of_policy(self, policy: Policy) -> list[Figures]:
+        """By the tables alone."""
         return [Figures.of(device.cost.of_policy(policy)) for device in self._devices]
 
     def broken(self, figures: Sequence[Figures]) -> tuple[Device, Figures, str] | None:

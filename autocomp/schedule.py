@@ -7,7 +7,7 @@ the sequence depends on outcomes alone, and a resumed search walks it again from
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -120,6 +120,8 @@ class Schedule:
         figures = self.devices.figures_of_policy(candidate.policy)
         made = {device: artifact.to_dict() for device, artifact in report.artifacts.items()}
         details = {**report.details, "predicted_bytes": figures[0].size_bytes, "artifacts": made}
+        if report.drafts:
+            details["drafts"] = {device: asdict(draft) for device, draft in report.drafts.items()}
         found: Mapping[str, Artifact | Draft] = report.artifacts or report.drafts
         if report.error or not found:
             outcome = Outcome(Status.FAILED, reason=report.error or "the trial gave no result")
@@ -190,6 +192,7 @@ class Schedule:
             entry = self.entries.get(self._told)
             if entry is None:
                 return False
+            self.devices.learn(entry.policy, _compiled(entry))
             self.controller.tell(self._candidates[self._told], self._as_told(entry))
             self._told += 1
         return True
@@ -238,6 +241,14 @@ class Schedule:
         self.entries[candidate.id] = entry
         self.on_entry(entry, self.state())
         return entry
+
+
+def _compiled(entry: Entry) -> dict[str, Artifact | Draft]:
+    """What was made of a candidate for each device, or is known of it without training; {} for what was not begun."""
+    artifacts, drafts = entry.details.get("artifacts"), entry.details.get("drafts", {})
+    if artifacts:
+        return {device: Artifact.from_dict(values) for device, values in artifacts.items()}
+    return {device: Draft(**values) for device, values in drafts.items()}
 
 
 def pareto_front(entries: Sequence[Entry], outcomes: Sequence[Outcome] | None = None) -> list[Entry]:

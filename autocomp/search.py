@@ -5,12 +5,13 @@ import time
 from pathlib import Path
 
 from autocomp import rundir
+from autocomp.artifact import Draft
 from autocomp.controllers import create
 from autocomp.display import Display
 from autocomp.errors import RunError, UserError
 from autocomp.journal import Entry, Journal
 from autocomp.outcome import Status
-from autocomp.prepare import Prepared, check_reachable, prepare
+from autocomp.prepare import Prepared, check_reachable, plain_int8, prepare
 from autocomp.results import measure_references, write_results
 from autocomp.run_folder import discard_if_empty, new_run, run_facts, write_settings
 from autocomp.schedule import Report, Schedule
@@ -87,6 +88,8 @@ def _make_schedule(
     known: dict[int, Entry], display: Display,
 ) -> Schedule:  # fmt: skip
     settings, devices = prepared.settings, prepared.devices
+    spec, profiles = prepared.bench.traced.spec, [device.profile for device in devices]
+    devices.learn(plain_int8(spec, *profiles), _compiled(references["int8"], devices.primary.name))
     controller = create(settings.controller, prepared.space, devices.joint_costs, devices.joint_budget, settings.seed)
     controller.aim(references["float"].accuracy)
     workers = workers_of(settings)
@@ -94,6 +97,13 @@ def _make_schedule(
         controller, devices, journal, lag=2 * workers, trials=settings.trials, seconds=seconds, known=known,
         on_entry=display.trial,
     )  # fmt: skip
+
+
+def _compiled(reference: rundir.Measured, primary: str) -> dict[str, Draft]:
+    """What compilers made of a reference, by device."""
+    found = {primary: (reference.compiled_bytes, reference.latency_ms)}
+    found |= {name: (made.compiled_bytes, made.latency_ms) for name, made in reference.devices.items()}
+    return {name: Draft(size, latency, 0) for name, (size, latency) in found.items() if size and latency}
 
 
 def _run_trials(prepared: Prepared, schedule: Schedule, run: Path, references: dict[str, rundir.Measured]) -> None:

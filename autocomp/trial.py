@@ -40,8 +40,9 @@ _FEW_BITS = 3.5
 #: Mean bits a weight from which nothing is trained. EfficientNet-Lite0 at 6 bits: 91.0 % on held-out images without
 #: training, 89.2 % after an epoch on 173 photographs at a learning rate of 1e-4.
 _NO_TRAINING_BITS = 6.0
-#: Share of a bound by which a draft may be over it and still be trained.
-_TRAINING_MAY_SAVE = 0.005
+#: Share of a bound by which a draft may be over it and still be trained. Of 15 trained networks, drafts were 1.7 %
+#: above the file in the median: from 3.4 % below it (half of the weights zero) to 4.6 % above (channels pruned).
+_TRAINING_MAY_SAVE = 0.02
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,6 @@ class TrialRunner(Closing):
         steps["seconds"] = time.perf_counter() - started
         details: dict[str, Any] = {"simulated_accuracy": self._accuracy(simulated), "loss": loss}
         details |= {name: round(value, 3) for name, value in steps.items()}
-        details |= {f"draft_ms.{device}": draft.latency_ms for device, draft in drafts.items()}
         return TrialResult(artifacts, files, drafts, details)
 
     def _drafts(self, policy: Policy, seed: int) -> dict[str, Draft]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import Residual, traced
 
-from autocomp.artifact import Artifact
+from autocomp.artifact import Artifact, Draft
 from autocomp.budget import Budget
 from autocomp.devices import Device, Devices, Figures, Joint
 from autocomp.errors import UserError
@@ -268,3 +268,30 @@ def _without_integer_convolutions() -> HardwareProfile:
         for capability in profile.executes
     )  # fmt: skip
     return profile.model_copy(update={"name": "no_int8", "executes": executes})
+
+
+POLICY = Policy({}, {"first": 3, "second": 2})
+GENES = np.array([[3, 2], [5, 1]])
+
+
+def test_predictions_are_corrected_by_what_compilers_make_of_candidates():
+    devices = Devices([device("mobile_arm", 1.0, 0.5)], LARGEST)
+    before = devices.joint_costs(GENES)
+    predicted = devices.figures_of_policy(POLICY)[0]
+    for more in (1.1, 1.5, 1.2):  # the median counts
+        made = Draft(round(2 * predicted.size_bytes), more * predicted.latency_ms, 0)
+        devices.learn(POLICY, {"mobile_arm": made})
+    after = devices.joint_costs(GENES)
+    np.testing.assert_allclose(after.size_bytes, 2 * before.size_bytes)
+    np.testing.assert_allclose(after.latency_ms, 1.2 * before.latency_ms)
+    np.testing.assert_allclose(after.memory_bytes, before.memory_bytes)
+    assert devices.figures(GENES[0])[0].latency_high_ms == pytest.approx(1.2 * predicted.latency_high_ms)
+    assert devices.figures_of_policy(POLICY)[0] == predicted  # of the table alone: what later ratios are taken from
+
+
+def test_nothing_is_learned_where_nothing_is_compiled():
+    devices = two()
+    before = devices.joint_costs(GENES)
+    devices.learn(POLICY, {"mobile_arm": Artifact(0.9, 12345), "raspberry_pi_4": Artifact(0.9, 12345)})
+    devices.learn(POLICY, {})
+    assert all((one == other).all() for one, other in zip(before, devices.joint_costs(GENES), strict=True))

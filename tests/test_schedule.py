@@ -148,6 +148,58 @@ def test_a_resumed_search_walks_the_same_sequence(after, tmp_path):
     assert [e.id for e in resumed.front()] == [e.id for e in whole.front()]
 
 
+def compiled(candidate: Candidate) -> Report:
+    """As of an NPU: every third candidate was given up ahead of training, all take more than the table says."""
+    more = 1 + 0.1 * (candidate.id % 4)
+    if candidate.id % 3 == 0:
+        return Report(seconds=1.0, drafts={"mobile_arm": Draft(1000, 2 + more, 0)})
+    made = Artifact(0.5 + candidate.id / 100, 80, compiled_bytes=90, latency_ms=more)
+    return Report({"mobile_arm": made}, 1.0)
+
+
+class Watching(Controller):
+    """Proposes by what the costs say at the moment, which change with what was compiled."""
+
+    devices: Devices
+
+    def ask(self) -> Candidate | None:
+        self.state += int(1000 * self.devices.joint_costs(np.array([[1, 0]])).latency_ms[0])
+        return super().ask()
+
+
+def test_what_was_compiled_is_learned_in_order_and_again_when_resumed(tmp_path):
+    def watched(folder, **more) -> Schedule:
+        plan = schedule(folder, Watching(), lag=3, trials=16, budget=Budget(latency_ms=2), **more)
+        plan.controller.devices = plan.devices
+        return plan
+
+    def run(plan: Schedule, rng: random.Random, stop_after: int = 100) -> list[tuple[Any, ...]]:
+        running: list[Candidate] = []
+        while stop_after:
+            following = plan.next()
+            if isinstance(following, Candidate):
+                running.append(following)
+            elif following is Next.DONE:
+                break
+            else:
+                candidate = running.pop(rng.randrange(len(running)))
+                plan.finished(candidate.id, compiled(candidate))
+                stop_after -= 1
+        return [(e.id, e.genes, e.outcome) for e in plan.journal]
+
+    for name in ("orderly", "shuffled", "broken"):
+        (tmp_path / name).mkdir()
+    whole = run(watched(tmp_path / "orderly"), random.Random(0))
+    assert len({genes for _, genes, _ in whole}) > 3
+    assert run(watched(tmp_path / "shuffled"), random.Random(4)) == whole
+    broken = watched(tmp_path / "broken")
+    run(broken, random.Random(1), stop_after=4)
+    broken.journal.close()
+    with Journal(tmp_path / "broken", read_only=True) as journal:
+        known = {entry.id: entry for entry in journal}
+    assert run(watched(tmp_path / "broken", known=known), random.Random(2)) == whole
+
+
 def test_what_is_known_is_not_run_again(tmp_path):
     plan = schedule(tmp_path, trials=3)
     for candidate in [plan.next() for _ in range(3)]:
