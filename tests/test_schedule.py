@@ -1,6 +1,7 @@
 """The order of a search, with a controller and costs that take microseconds and workers that end in any order."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,17 @@ def test_another_sequence_than_the_journals_is_refused(tmp_path):
     other = schedule(tmp_path, Controller(shift=2), trials=3, known=known)
     with pytest.raises(RunError, match="candidate 0 differs from the journal"):
         other.next()
+
+
+def test_a_journal_that_does_not_say_what_was_made_is_refused(tmp_path):
+    """As one from before files were recorded by device: what they take there would be unknown."""
+    plan = schedule(tmp_path, trials=3)
+    candidate = plan.next()
+    entry = plan.finished(candidate.id, report(candidate))
+    silent = replace(entry, details={"predicted_bytes": 100.0})
+    again = schedule(tmp_path, trials=3, known={candidate.id: silent})
+    with pytest.raises(RunError, match=r"candidate 0 differs from the journal.*start a new run"):
+        again.next()
 
 
 def test_an_infeasible_candidate_spends_no_trial(tmp_path):
