@@ -70,11 +70,54 @@ def anchors(space: SearchSpace, cost: CostFunction, budget: Budget, rng: np.rand
     over = violation(cost(settings), budget)
     broken = sorted(np.flatnonzero(over > 0).tolist(), key=lambda i: float(over[i]))[:MAX_REPAIRED]
     chosen = list(settings[over <= 0][: MAX_ANCHORS - len(broken)])
-    lowered = _lower_bits(space, cost, budget)
-    if lowered is not None:
-        chosen.insert(0, lowered)  # just within the budget lies what the user asked for
+    # Just within the budget lies what the user asked for.
+    edge = [_filled(space, cost, budget), _lower_bits(space, cost, budget)]
+    chosen = [genes for genes in edge if genes is not None] + chosen
     chosen += [repair(settings[i], space, cost, budget, rng) for i in broken]
     return [np.array(row, dtype=np.int64) for row in dict.fromkeys(tuple(genes.tolist()) for genes in chosen)]
+
+
+def _filled(space: SearchSpace, cost: CostFunction, budget: Budget) -> Genes | None:
+    """Plain int8 with bits taken where they save most of what is over the budget for the noise that they add; (G,).
+
+    The noise of a layer's weights is 4^-bits of their energy, in each layer alike; greedy steps by that ratio are the
+    reverse water-filling of rate-distortion theory (Cover & Thomas 2006, §10.3.3), with what the device charges for a
+    bit in the place of the bit. None if plain int8 fits as it is, or if bits alone do not make it fit.
+    """
+    genes = space.uniform(INT8)
+    noise = [[_noise(choice) for choice in gene.choices] for gene in space.genes]
+    columns = [column for column, gene in enumerate(space.genes) if gene.kind == "quant"]
+    over = float(violation(cost(genes[None]), budget)[0])
+    if over <= 0:
+        return None
+    while over > 0:
+        now = [noise[column][genes[column]] for column in columns]
+        steps = [
+            (column, lower, noise[column][lower] - present)
+            for column, present in zip(columns, now, strict=True)
+            for lower in range(int(genes[column]))
+            if present < noise[column][lower] < np.inf
+        ]
+        if not steps:
+            return None
+        tried = np.repeat(genes[None], len(steps), axis=0)
+        tried[range(len(steps)), [column for column, _, _ in steps]] = [lower for _, lower, _ in steps]
+        left = violation(cost(tried), budget)
+        best = int(np.argmax((over - left) / [added for _, _, added in steps]))
+        if left[best] >= over:
+            return None
+        genes, over = tried[best], float(left[best])
+    return genes
+
+
+def _noise(choice: object) -> float:
+    """Of weights that are rounded so, as a share of their energy; infinite for what does not run as int8.
+
+    The levels of a codebook lie where the weights are, which takes a quarter off (docs/npu.md).
+    """
+    if not isinstance(choice, LayerPolicy) or choice.activation != "int8" or choice.stored_bits is None:
+        return float("inf")
+    return float(4.0**-choice.stored_bits) * (0.75 if choice.clusters else 1.0)
 
 
 def _lower_bits(space: SearchSpace, cost: CostFunction, budget: Budget) -> Genes | None:
