@@ -1,5 +1,6 @@
 """What a padded pooling costs an Ethos-U: the same wherever it stands, and a copy where Vela makes one."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +61,14 @@ def vela():
         yield compiler
 
 
+@cache
+def surrounded(behind: str, size: int = 24) -> NetworkSpec:
+    return trace(Surrounded(behind).eval(), torch.zeros(2, 3, size, size), behind).spec
+
+
 def observed(behind: str, vela: Vela, folder: Path, size: int = 24) -> tuple[int, NetworkSpec, dict[int, Cycles]]:
     """Cycles of the whole, the network with its copies, and cycles of each kernel."""
-    spec = with_copies(trace(Surrounded(behind).eval(), torch.zeros(2, 3, size, size), behind).spec)
+    spec = with_copies(surrounded(behind, size))
     weights, policy = GaussianWeights(0), Policy({layer.name: INT8 for layer in spec.layers})
     assert NPU.accelerator is not None
     compiled, cycles = observe(
@@ -103,7 +109,7 @@ def test_an_image_of_odd_size_is_padded_as_tflite_does_it(vela, tmp_path):
 
 
 def test_copies_are_found_once():
-    spec = trace(Surrounded("concat").eval(), torch.zeros(2, 3, 24, 24), "concat").spec
+    spec = surrounded("concat")
     once = with_copies(spec)
     assert [node.op for node in once.kernels].count("pad") == 1
     assert with_copies(once) == once
@@ -111,7 +117,7 @@ def test_copies_are_found_once():
 
 
 def test_candidates_pay_for_the_copy_with_the_channels_that_they_keep():
-    spec = trace(Surrounded("concat").eval(), torch.zeros(2, 3, 24, 24), "concat").spec
+    spec = surrounded("concat")
     model = LatencyModel.from_table(NPU.latencies, NPU.calibration)
     assert model.encoded is not None
     options = SpaceOptions((4, 8), ("int8",), (0.5, 1.0), (0.0,), channel_multiple=8)
@@ -129,8 +135,8 @@ def test_candidates_pay_for_the_copy_with_the_channels_that_they_keep():
 
 
 def test_zeros_that_a_file_holds_are_counted():
-    spec = trace(Surrounded("conv").eval(), torch.zeros(2, 3, 24, 24), "conv").spec
-    odd = trace(Surrounded("conv").eval(), torch.zeros(2, 3, 25, 25), "conv").spec
+    spec = surrounded("conv")
+    odd = surrounded("conv", 25)
     encoded = LatencyModel.from_table(NPU.latencies, NPU.calibration).encoded
     # A row of 25 and a column of 24 positions, 64 channels each.
     assert CompiledSizes(spec, encoded).fixed_bytes() - CompiledSizes(odd, encoded).fixed_bytes() == 64 * (25 + 24)
