@@ -66,6 +66,11 @@ def surrounded(behind: str, size: int = 24) -> NetworkSpec:
     return trace(Surrounded(behind).eval(), torch.zeros(2, 3, size, size), behind).spec
 
 
+@cache
+def npu_model() -> LatencyModel:
+    return LatencyModel.from_table(NPU.latencies, NPU.calibration)
+
+
 def observed(behind: str, vela: Vela, folder: Path, size: int = 24) -> tuple[int, NetworkSpec, dict[int, Cycles]]:
     """Cycles of the whole, the network with its copies, and cycles of each kernel."""
     spec = with_copies(surrounded(behind, size))
@@ -118,7 +123,7 @@ def test_copies_are_found_once():
 
 def test_candidates_pay_for_the_copy_with_the_channels_that_they_keep():
     spec = surrounded("concat")
-    model = LatencyModel.from_table(NPU.latencies, NPU.calibration)
+    model = npu_model()
     assert model.encoded is not None
     options = SpaceOptions((4, 8), ("int8",), (0.5, 1.0), (0.0,), channel_multiple=8)
     space = SearchSpace.build(spec, options, NPU.veto)
@@ -137,6 +142,6 @@ def test_candidates_pay_for_the_copy_with_the_channels_that_they_keep():
 def test_zeros_that_a_file_holds_are_counted():
     spec = surrounded("conv")
     odd = surrounded("conv", 25)
-    encoded = LatencyModel.from_table(NPU.latencies, NPU.calibration).encoded
+    encoded = npu_model().encoded
     # A row of 25 and a column of 24 positions, 64 channels each.
     assert CompiledSizes(spec, encoded).fixed_bytes() - CompiledSizes(odd, encoded).fixed_bytes() == 64 * (25 + 24)
