@@ -108,6 +108,11 @@ class Budget:
         """How far the worst of size, latency and memory is over its bound, relative to the bound; ≤ 0 fits."""
         return max(self.shares(size_bytes, latency_ms, memory_bytes).values(), default=0.0) - 1
 
+    def scaled(self, factor: float) -> "Budget":
+        """Every bound on a cost multiplied by `factor`, at most 1; the bound on accuracy stays."""
+        size, memory = (None if b is None else int(b * factor) for b in (self.size_bytes, self.memory_bytes))
+        return Budget(size, None if self.latency_ms is None else self.latency_ms * factor, self.accuracy_drop, memory)
+
     @property
     def bounds_costs(self) -> bool:
         """Whether anything but accuracy is bounded."""

@@ -40,9 +40,9 @@ _FEW_BITS = 3.5
 #: Mean bits a weight from which nothing is trained. EfficientNet-Lite0 at 6 bits: 91.0 % on held-out images without
 #: training, 89.2 % after an epoch on 173 photographs at a learning rate of 1e-4.
 _NO_TRAINING_BITS = 6.0
-#: Share of a bound by which a draft may be over it and still be trained. Of 15 trained networks, drafts were 1.7 %
-#: above the file in the median: from 3.4 % below it (half of the weights zero) to 4.6 % above (channels pruned).
-_TRAINING_MAY_SAVE = 0.02
+#: Share of a bound by which a draft may be over it and still be trained. Without pruned channels and zeros, drafts and
+#: files of twelve networks differed by 0.2 % at most; of pruned ones, training saves up to 4.6 % (1.7 % in the median).
+_TRAINING_MAY_SAVE, _RECOVERY_MAY_SAVE = 0.002, 0.03
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class TrialRunner(Closing):
         started = time.perf_counter()
         drafts = self._drafts(policy, seed)
         steps = {"draft_s": time.perf_counter() - started}
-        if self._over_budget(drafts):
+        if self._over_budget(drafts, _RECOVERY_MAY_SAVE if self._is_pruned(policy) else _TRAINING_MAY_SAVE):
             return TrialResult({}, {}, drafts, {"seconds": round(steps["draft_s"], 3)})
         torch.manual_seed(seed)
         epochs = float(bench.settings["epochs"]) if epochs is None else epochs
@@ -139,9 +139,9 @@ class TrialRunner(Closing):
                 drafts[target.device] = Draft(compiled.size_bytes, compiled.latency_ms, compiled.sram_bytes)
         return drafts
 
-    def _over_budget(self, drafts: Mapping[str, Draft]) -> bool:
+    def _over_budget(self, drafts: Mapping[str, Draft], allowed: float) -> bool:
         return any(
-            target.budget.excess(draft.stored_bytes, draft.latency_ms, draft.memory_bytes) > _TRAINING_MAY_SAVE
+            target.budget.excess(draft.stored_bytes, draft.latency_ms, draft.memory_bytes) > allowed
             for target in self.targets
             if (draft := drafts.get(target.device)) is not None
         )

@@ -17,6 +17,7 @@ from autocomp.controllers.costs import CostFunction, Floats, violation
 from autocomp.controllers.repair import repair
 from autocomp.controllers.screen import most_promising, within_reach
 from autocomp.front import crowding_distance, ranks
+from autocomp.outcome import Candidate, Outcome, Status
 from autocomp.policy import FLOAT, INT8, LayerPolicy, clustered
 from autocomp.space import Genes, SearchSpace
 
@@ -25,6 +26,8 @@ MAX_ANCHORS = 12
 MAX_REPAIRED = 3
 #: Share of the weights that is meant by "the layers that hold most of the weights".
 LARGE_SHARE = 0.6
+#: Where a candidate at the edge of the budget turned out to be over it: how far in the next is sought, and how often.
+RETREAT, MAX_RETREATS = 0.01, 3
 
 #: How a new candidate starts: drawn at random, or with many genes of a front point moved together. Front points differ
 #: mostly in levels, not in single genes; random draws keep the search global.
@@ -70,11 +73,15 @@ def anchors(space: SearchSpace, cost: CostFunction, budget: Budget, rng: np.rand
     over = violation(cost(settings), budget)
     broken = sorted(np.flatnonzero(over > 0).tolist(), key=lambda i: float(over[i]))[:MAX_REPAIRED]
     chosen = list(settings[over <= 0][: MAX_ANCHORS - len(broken)])
-    # Just within the budget lies what the user asked for.
-    edge = [_filled(space, cost, budget), _lower_bits(space, cost, budget)]
-    chosen = [genes for genes in edge if genes is not None] + chosen
+    chosen = edge(space, cost, budget) + chosen
     chosen += [repair(settings[i], space, cost, budget, rng) for i in broken]
     return [np.array(row, dtype=np.int64) for row in dict.fromkeys(tuple(genes.tolist()) for genes in chosen)]
+
+
+def edge(space: SearchSpace, cost: CostFunction, budget: Budget) -> list[Genes]:
+    """Candidates just within the budget, (G,) each, where plain int8 is not: there lies what the user asked for."""
+    found = (_filled(space, cost, budget), _lower_bits(space, cost, budget))
+    return [genes for genes in found if genes is not None]
 
 
 def _filled(space: SearchSpace, cost: CostFunction, budget: Budget) -> Genes | None:
@@ -175,6 +182,9 @@ class AnchoredController(Controller):
 
     pool_size: ClassVar[int] = 32
     _anchors: list[Genes] | None = None
+    #: Candidates of `edge` that are not told yet, and how often they were made anew.
+    _edge: frozenset[tuple[int, ...]] = frozenset()
+    _retreats = 0
     _ranked: Sequence[tuple[int, float]] = ()
 
     @abstractmethod
@@ -184,11 +194,13 @@ class AnchoredController(Controller):
     def _propose(self) -> Genes | None:
         if self._anchors is None:
             self._anchors = anchors(self.space, self.cost, self.budget, self.rng)[::-1]
+            self._edge = frozenset(tuple(row.tolist()) for row in edge(self.space, self.cost, self.budget))
         if self._anchors and self.least_accuracy is not None:
             hopeful = within_reach(self.space, np.stack(self._anchors), self.scored, self.least_accuracy)
             self._anchors = [genes for genes, keep in zip(self._anchors, hopeful, strict=True) if keep]
         if self._anchors:
-            return self._anchors.pop()
+            # What was compiled since they were made may have made the device dearer.
+            return self.repaired(self._anchors.pop())
         litter = self._breed(self.pool_size if self.scored else 1)
         new = [genes for genes in litter if tuple(genes.tolist()) not in self._proposed]
         if len(new) < 2:
@@ -197,6 +209,18 @@ class AnchoredController(Controller):
         waiting = np.array([candidate.genes for candidate in self.pending], dtype=np.int64)
         waiting = waiting.reshape(-1, len(self.space))
         return new[most_promising(self.space, self.cost, pool, waiting, self.scored, self.least_accuracy)]
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        """See `Controller.tell`. Where the edge of the budget was overstepped, it is looked for again, further in."""
+        super().tell(candidate, outcome)
+        if candidate.genes not in self._edge:
+            return
+        self._edge -= {candidate.genes}
+        if outcome.status is Status.INFEASIBLE and self._retreats < MAX_RETREATS:
+            self._retreats += 1
+            nearer = edge(self.space, self.cost, self.budget.scaled(1 - RETREAT * self._retreats))[:1]
+            self._anchors = [*(self._anchors or []), *nearer]
+            self._edge |= {tuple(genes.tolist()) for genes in nearer}
 
     def varied_parent(self) -> Genes:
         """A new start (G,) for `_breed`: a parent, a parent with many genes shifted together, or a random draw."""

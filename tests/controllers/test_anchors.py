@@ -5,8 +5,10 @@ import pytest
 from controllers.analytic import Fake
 
 from autocomp.budget import Budget
+from autocomp.controllers import create
 from autocomp.controllers.anchors import _filled, _lower_bits, anchors
 from autocomp.controllers.costs import violation
+from autocomp.outcome import Outcome, Status
 from autocomp.policy import INT8
 from autocomp.space import SpaceOptions
 
@@ -64,3 +66,24 @@ def test_the_edge_of_the_budget_comes_first():
     budget = tight(fake, 0.5)
     first = anchors(fake.space, fake.cost, budget, np.random.default_rng(0))[0]
     assert (first == _filled(fake.space, fake.cost, budget)).all()
+
+
+@pytest.mark.parametrize("name", ["tpe", "evolution", "ddpg"])
+def test_an_overstepped_edge_is_looked_for_again_further_in(name):
+    fake = Fake.make(8, 2)
+    budget = tight(fake, 0.5)
+    controller = create(name, fake.space, fake.cost, budget, 0)
+    sizes = []
+    for _ in range(6):
+        candidate = controller.ask()
+        sizes.append(float(fake.cost(np.array([candidate.genes])).size_bytes[0]) / budget.size_bytes)
+        # The file turns out 2.5 % larger than predicted.
+        found = round(1.025 * sizes[-1] * budget.size_bytes)
+        if found > budget.size_bytes:
+            controller.tell(candidate, Outcome(Status.INFEASIBLE, None, found, 1.0, "the file is too large"))
+        else:
+            controller.tell(candidate, fake.run(candidate))
+    within = [size for size in sizes if size * 1.025 <= 1]
+    assert sizes[0] > 0.98
+    assert max(within[:3]) > 0.93  # not just any smaller candidate
+    assert sizes.index(within[0]) <= 4
