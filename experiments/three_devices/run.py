@@ -27,7 +27,7 @@ from autocomp.settings import split_devices
 AUTOCOMP = (sys.executable, "-m", "autocomp")
 #: Geometry of the picture, in pixels: a line for each layer, and three bars a device.
 _LINE, _NAME, _BAR, _GAP, _HEAD = 16, 190, 70, 14, 58
-#: Colours of the three bars: bits of a weight (a codebook's are lighter), weights that are not zero, channels kept.
+#: Colours of the three bars: bits of a weight (lighter and "c32" for a codebook of 32 levels), weights that are not zero, channels kept.
 _BARS = {"bits": "#3b528b", "nonzero": "#21918c", "channels": "#7a9a2b"}
 
 
@@ -130,7 +130,7 @@ def picture(layers: dict[str, list[LayerDecision]]) -> str:
 def bars(row: LayerDecision, place: int, left: int, top: int) -> list[str]:
     """One bar of a layer, as a share of what the uncompressed layer has, with its value."""
     bits, kept = row.decided.stored_bits, row.kept or 0
-    coded = f" (codebook of {row.decided.clusters})" if row.decided.clusters else ""
+    coded = f", c{row.decided.clusters}" if row.decided.clusters else ""
     name, share, text = (
         ("bits", (bits or 32) / 8, "float" if bits is None else f"{bits}{coded}"),
         ("nonzero", 1 - row.decided.sparsity, f"{100 * (1 - row.decided.sparsity):.0f} %"),
