@@ -27,7 +27,8 @@ from autocomp.settings import split_devices
 AUTOCOMP = (sys.executable, "-m", "autocomp")
 #: Geometry of the picture, in pixels: a line for each layer, and three bars a device.
 _LINE, _NAME, _BAR, _GAP, _HEAD = 16, 190, 70, 14, 58
-#: Colours of the three bars: bits of a weight (lighter and "c32" for a codebook of 32 levels), weights that are not zero, channels kept.
+#: Colours of the three bars: bits of a weight (lighter and with "c32" for a codebook of 32 levels), weights that are
+#: not zero, channels kept.
 _BARS = {"bits": "#3b528b", "nonzero": "#21918c", "channels": "#7a9a2b"}
 
 
