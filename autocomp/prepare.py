@@ -157,7 +157,7 @@ def _latency_model(
         return LatencyModel.from_table(profile.latencies, profile.calibration)
     # The kernels of whole networks come first: the estimator then interpolates between them and what is pruned.
     first = [k for policy in (Policy(), plain_int8(network, profile)) for k, _ in network_kernels(network, policy)]
-    kernels = list(dict.fromkeys([*first, *choosable_kernels(network, space)]))
+    kernels = list(dict.fromkeys([*first, *choosable_kernels(space)]))
     display.phase("measuring this machine's kernels", total=len(kernels), detail="cached for the next run")
     table = latencies_for(profile, kernels, lambda done, total, left: display.advance(done))
     return LatencyModel.from_table(table, profile.calibration)

@@ -132,10 +132,6 @@ class SearchSpace:
         if any(not gene.choices for gene in genes):
             raise ValueError("a gene without a legal choice")
 
-    def over(self, network: NetworkSpec) -> "SearchSpace":
-        """The same choices for a network that has the same layers and groups, executed by other kernels."""
-        return SearchSpace(network, [*self.fixed, *self.genes], self.removed)
-
     @classmethod
     def build(
         cls, network: NetworkSpec, options: SpaceOptions, veto: Veto = lambda layer, policy: None

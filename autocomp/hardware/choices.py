@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autocomp.hardware.ethos_u.pooling import with_copies
 from autocomp.kernel import Kernel, Precision, WeightCoding
 from autocomp.network import NETWORK_INPUT, Channels, KernelNode, LayerSpec, NetworkSpec
 from autocomp.policy import FLOAT, LayerPolicy, Zeros
@@ -181,12 +182,12 @@ class Layout:
 
     executed: per kernel, whether it runs as int8. stored: per tensor (by the kernel that makes it, NETWORK_INPUT for
     the input), whether it is int8. converted: per tensor, whether a reader needs the other precision, so that it is
-    quantized or dequantized; the rule is that of `network.plan_execution`.
+    quantized or dequantized; the rule is that of `network.plan_execution`. network: as the device executes it.
     """
 
     def __init__(self, space: SearchSpace, *, integer_only: bool = False) -> None:
         self.space = space
-        self.network = space.network
+        self.network = with_copies(space.network) if integer_only else space.network
         self.integer_only = integer_only
         self.steps: list[Step] = []
         self._gene_of = {(gene.kind, gene.target): index for index, gene in enumerate(space.genes)}
@@ -368,14 +369,14 @@ def kernels_over(
     ]
 
 
-def choosable_kernels(network: NetworkSpec, space: SearchSpace, *, integer_only: bool = False) -> list[Kernel]:
+def choosable_kernels(space: SearchSpace, *, integer_only: bool = False) -> list[Kernel]:
     """Every kernel that some candidate of the space may execute, without repetition: what a table should hold.
 
     integer_only: see `network.plan_execution`; the kernels of such a device differ by how their weights are coded.
     """
     layout = Layout(space, integer_only=integer_only)
     found: dict[Kernel, None] = {}
-    for node, flag in zip(network.kernels, layout.executed, strict=True):
+    for node, flag in zip(layout.network.kernels, layout.executed, strict=True):
         if not node.free:
             shapes = layout.kernel_shapes(node)
             coded = integer_only and node.layer is not None
@@ -386,5 +387,5 @@ def choosable_kernels(network: NetworkSpec, space: SearchSpace, *, integer_only:
     for source in layout.stored:
         axis = layout.result_axis(source)
         for step, channels in product(layout.conversions(source), axis.counts[axis.reachable].tolist()):
-            found[conversion_kernel(network, source, step, channels)] = None
+            found[conversion_kernel(layout.network, source, step, channels)] = None
     return list(found)

@@ -104,15 +104,13 @@ class CostModel:
     """
 
     def __init__(self, space: SearchSpace, latency: LatencyModel, sizes: Sizes, *, integer_only: bool = False) -> None:
-        if integer_only:
-            space = space.over(with_copies(space.network))
         self.space = space
         self.integer_only = integer_only
-        self.network = space.network
         self.latency = latency
         self.sizes = sizes
         self.layout = Layout(space, integer_only=integer_only)
-        foreseen = choosable_kernels(self.network, space, integer_only=integer_only)
+        self.network = self.layout.network
+        foreseen = choosable_kernels(space, integer_only=integer_only)
         known = _Latencies(latency, foreseen)
         #: Of the kernels that candidates may execute, the share whose latency the table does not reach.
         self.beyond_table = len(known.extrapolated) / max(1, len(foreseen))

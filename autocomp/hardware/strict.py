@@ -28,11 +28,11 @@ def within_measured_range(
     kernel and what was measured nearest to it where a gene is left without a choice, or where kernels are extrapolated
     that no choice by itself stands for.
     """
-    if _first_extrapolated(choosable_kernels(space.network, space, integer_only=integer_only), latency) is None:
+    if _first_extrapolated(choosable_kernels(space, integer_only=integer_only), latency) is None:
         return space
     measured = _narrowed(space, "quant", _precision_kernels(space, integer_only), latency, table)
     narrowed = _narrowed(measured, "channels", _channel_kernels(measured, integer_only), latency, table)
-    beyond = _first_extrapolated(choosable_kernels(space.network, narrowed, integer_only=integer_only), latency)
+    beyond = _first_extrapolated(choosable_kernels(narrowed, integer_only=integer_only), latency)
     if beyond is not None:
         raise outside_range(beyond, "", table)
     return narrowed
@@ -75,7 +75,8 @@ def _precision_kernels(space: SearchSpace, integer_only: bool) -> _KernelsOf:
 
 def _channel_kernels(space: SearchSpace, integer_only: bool) -> _KernelsOf:
     """Of a group's channels: every kernel and conversion that reads or makes them, all other groups unpruned."""
-    layout, network, most = Layout(space, integer_only=integer_only), space.network, _most_channels(space)
+    layout, most = Layout(space, integer_only=integer_only), _most_channels(space)
+    network = layout.network
     plain = {layer.name: INT8 for layer in network.layers}  # how weights are coded does not move a kernel out of range
 
     def kernels(gene: Gene, choice: Choice) -> list[Kernel]:

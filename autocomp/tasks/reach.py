@@ -41,7 +41,7 @@ class Reach:
     @property
     def kernels(self) -> list[Kernel]:
         """Every kernel that some candidate of the space executes."""
-        return choosable_kernels(self.network, self.space)
+        return choosable_kernels(self.space)
 
     def between(self, networks: int, seed: int = 0) -> list[Kernel]:
         """Kernels of the whole network, and of so many with any channel counts, odd ones too, down to a quarter.

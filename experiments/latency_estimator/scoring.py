@@ -53,7 +53,7 @@ def main() -> None:
     costs = CostModel(space, latency, sizes)
     larger = ten_times(table, latency)
     costs_larger = CostModel(space, LatencyModel.from_table(larger), sizes)
-    kernels = choosable_kernels(space.network, space)
+    kernels = choosable_kernels(space)
     known = dict(zip(kernels, (latency.predict(kernels).us / 1000).tolist(), strict=True))
     walk, lean = walker(space, known), lean_walker(costs.layout, known)
     genes = np.random.default_rng(0).integers(0, space.cardinalities, (SCORED, len(space)))

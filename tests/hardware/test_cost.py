@@ -109,7 +109,7 @@ def test_per_kernel_costs_add_up():
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_kernel_of_a_candidate_was_foreseen(kind):
     costs = model(kind)
-    foreseen = set(choosable_kernels(costs.network, costs.space))
+    foreseen = set(choosable_kernels(costs.space))
     for row in random_genes(costs.space, 30, seed=4):
         assert {kernel for kernel, _ in network_kernels(costs.network, costs.space.decode(row))} <= foreseen
 

@@ -176,7 +176,7 @@ def test_everything_is_int8_and_layers_are_told_apart_by_their_coding() -> None:
     spec = traced(networks.Residual).spec
     options = SpaceOptions(weight_bits=(4, 8), activations=("int8",), channel_multiple=4, clusters=(16,))
     space = SearchSpace.build(spec, options)
-    foreseen = set(choosable_kernels(spec, space, integer_only=True))
+    foreseen = set(choosable_kernels(space, integer_only=True))
     for genes in (space.smallest, space.largest):
         found = [kernel for kernel, _ in network_kernels(spec, space.decode(genes), integer_only=True)]
         assert {kernel.precision for kernel in found} == {"int8"}

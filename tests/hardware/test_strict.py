@@ -38,7 +38,7 @@ def space_of(kind) -> SearchSpace:
 
 
 def table_of(space: SearchSpace, within=lambda kernel: True) -> LatencyTable:
-    kernels = [kernel for kernel in choosable_kernels(space.network, space) if within(kernel)]
+    kernels = [kernel for kernel in choosable_kernels(space) if within(kernel)]
     return LatencyTable({kernel: Latency(true_us(kernel)) for kernel in kernels})
 
 
@@ -96,7 +96,7 @@ def test_with_the_estimator_itself():
     small = table_of(space, lambda k: k.op != "conv" or k.out_channels >= 12)
     latency = LatencyModel.from_table(small)
     narrowed = within_measured_range(space, latency, small)
-    assert not latency.predict(choosable_kernels(narrowed.network, narrowed)).extrapolated.any()
+    assert not latency.predict(choosable_kernels(narrowed)).extrapolated.any()
     assert 4 in choices(space, "channels")["first.0"]
     assert 4 not in choices(narrowed, "channels")["first.0"]
     assert LayerPolicy(4, "int8") in choices(narrowed, "quant")["second.0"]
