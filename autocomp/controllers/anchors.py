@@ -5,8 +5,9 @@ for all layers does, at no cost, and is the very thing that a mixed candidate ha
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import ClassVar
 
 import numpy as np
@@ -63,8 +64,10 @@ SETTINGS: tuple[tuple[LayerPolicy | tuple[LayerPolicy, LayerPolicy], float, floa
 )
 
 
-def anchors(space: SearchSpace, cost: CostFunction, budget: Budget, rng: np.random.Generator) -> list[Genes]:
-    """At most `MAX_ANCHORS` different candidates (G,), those that fit as they are first, then the nearest repaired.
+def anchors(
+    space: SearchSpace, cost: CostFunction, budget: Budget, rng: np.random.Generator, at_edge: Sequence[Genes] = ()
+) -> list[Genes]:
+    """Different candidates (G,): `at_edge`, then at most `MAX_ANCHORS`: what fits as it is, then the nearest repaired.
 
     If the budget cannot be met, the one candidate that comes nearest.
     """
@@ -73,15 +76,17 @@ def anchors(space: SearchSpace, cost: CostFunction, budget: Budget, rng: np.rand
     over = violation(cost(settings), budget)
     broken = sorted(np.flatnonzero(over > 0).tolist(), key=lambda i: float(over[i]))[:MAX_REPAIRED]
     chosen = list(settings[over <= 0][: MAX_ANCHORS - len(broken)])
-    chosen = edge(space, cost, budget) + chosen
+    chosen = [*at_edge, *chosen]
     chosen += [repair(settings[i], space, cost, budget, rng) for i in broken]
     return [np.array(row, dtype=np.int64) for row in dict.fromkeys(tuple(genes.tolist()) for genes in chosen)]
 
 
-def edge(space: SearchSpace, cost: CostFunction, budget: Budget) -> list[Genes]:
+def edge(space: SearchSpace, cost: CostFunction, budget: Budget) -> Iterator[Genes]:
     """Candidates just within the budget, (G,) each, where plain int8 is not: there lies what the user asked for."""
-    found = (_filled(space, cost, budget), _lower_bits(space, cost, budget))
-    return [genes for genes in found if genes is not None]
+    for find in (_filled, _lower_bits):
+        genes = find(space, cost, budget)
+        if genes is not None:
+            yield genes
 
 
 def _filled(space: SearchSpace, cost: CostFunction, budget: Budget) -> Genes | None:
@@ -193,8 +198,9 @@ class AnchoredController(Controller):
 
     def _propose(self) -> Genes | None:
         if self._anchors is None:
-            self._anchors = anchors(self.space, self.cost, self.budget, self.rng)[::-1]
-            self._edge = frozenset(tuple(row.tolist()) for row in edge(self.space, self.cost, self.budget))
+            at_edge = list(edge(self.space, self.cost, self.budget))
+            self._anchors = anchors(self.space, self.cost, self.budget, self.rng, at_edge)[::-1]
+            self._edge = frozenset(tuple(genes.tolist()) for genes in at_edge)
         if self._anchors and self.least_accuracy is not None:
             hopeful = within_reach(self.space, np.stack(self._anchors), self.scored, self.least_accuracy)
             self._anchors = [genes for genes, keep in zip(self._anchors, hopeful, strict=True) if keep]
@@ -218,7 +224,7 @@ class AnchoredController(Controller):
         self._edge -= {candidate.genes}
         if outcome.status is Status.INFEASIBLE and self._retreats < MAX_RETREATS:
             self._retreats += 1
-            nearer = edge(self.space, self.cost, self.budget.scaled(1 - RETREAT * self._retreats))[:1]
+            nearer = list(islice(edge(self.space, self.cost, self.budget.scaled(1 - RETREAT * self._retreats)), 1))
             self._anchors = [*(self._anchors or []), *nearer]
             self._edge |= {tuple(genes.tolist()) for genes in nearer}
 

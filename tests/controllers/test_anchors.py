@@ -6,7 +6,7 @@ from controllers.analytic import Fake
 
 from autocomp.budget import Budget
 from autocomp.controllers import create
-from autocomp.controllers.anchors import _filled, _lower_bits, anchors
+from autocomp.controllers.anchors import _filled, _lower_bits
 from autocomp.controllers.costs import violation
 from autocomp.outcome import Outcome, Status
 from autocomp.policy import INT8
@@ -64,8 +64,8 @@ def test_no_bits_are_taken_where_that_is_not_needed_or_not_enough():
 def test_the_edge_of_the_budget_comes_first():
     fake = Fake.make(8, 2)
     budget = tight(fake, 0.5)
-    first = anchors(fake.space, fake.cost, budget, np.random.default_rng(0))[0]
-    assert (first == _filled(fake.space, fake.cost, budget)).all()
+    first = create("tpe", fake.space, fake.cost, budget, 0).ask().genes
+    assert (np.array(first) == _filled(fake.space, fake.cost, budget)).all()
 
 
 @pytest.mark.parametrize("name", ["tpe", "evolution", "ddpg"])
