@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocomp.controllers import Costs
+from autocomp.controllers import Controller, Costs
 from autocomp.network import ChannelGroup, Channels, LayerSpec, NetworkSpec
 from autocomp.outcome import Candidate, Outcome, Status
 from autocomp.policy import LayerPolicy, Sparsity
@@ -111,3 +111,13 @@ class Fake:
         genes = np.array([candidate.genes], dtype=np.int64)
         size, latency, _ = self.cost(genes)
         return Outcome(Status.COMPLETE, float(self.accuracy(genes)[0]), int(size[0]), float(latency[0]))
+
+    def search(self, controller: Controller, trials: int) -> list[Outcome]:
+        """What came of so many candidates, each told before the next is asked for."""
+        outcomes = []
+        for _ in range(trials):
+            candidate = controller.ask()
+            assert candidate is not None
+            outcomes.append(self.run(candidate))
+            controller.tell(candidate, outcomes[-1])
+        return outcomes

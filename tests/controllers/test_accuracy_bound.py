@@ -25,14 +25,8 @@ def found(name: str, aimed: bool) -> tuple[float, float]:
         best = float(fake.accuracy(fake.space.largest[None])[0])
         if aimed:
             controller.aim(best)
-        within = []
-        for _ in range(TRIALS):
-            candidate = controller.ask()
-            assert candidate is not None
-            outcome = fake.run(candidate)
-            controller.tell(candidate, outcome)
-            if outcome.accuracy >= best - DROP:
-                within.append(outcome.size_bytes)
+        outcomes = fake.search(controller, TRIALS)
+        within = [outcome.size_bytes for outcome in outcomes if outcome.accuracy >= best - DROP]
         shares.append(len(within) / TRIALS)
         sizes.append(min(within, default=float(size[0])) / size[0])
     return float(np.mean(shares)), float(np.mean(sizes))

@@ -23,13 +23,7 @@ def hypervolume(name: str) -> float:
         size, latency, _ = fake.cost(fake.space.largest[None])
         budget = Budget(int(size[0] * 0.12), float(latency[0] * 0.4))
         controller = create(name, fake.space, fake.cost, budget, seed)
-        costs = []
-        for _ in range(TRIALS):
-            candidate = controller.ask()
-            assert candidate is not None
-            outcome = fake.run(candidate)
-            controller.tell(candidate, outcome)
-            costs.append([*outcome.costs])
+        costs = [[*outcome.costs] for outcome in fake.search(controller, TRIALS)]
         scale = np.array([1.0, budget.size_bytes, budget.latency_ms], dtype=float)
         volumes.append(float(HV(ref_point=np.array([0.0, 1.0, 1.0]))(np.array(costs) / scale)))
     return float(np.mean(volumes))
