@@ -178,8 +178,10 @@ class Devices:
             self._corrections[device.name] = float(size), float(latency)
 
     def _predicted(self, device: Device, genes: Genes) -> Cost:
-        size, latency = self._corrections.get(device.name, (1.0, 1.0))
         cost = device.cost(genes)
+        if device.name not in self._corrections:
+            return cost
+        size, latency = self._corrections[device.name]
         return Cost(
             size * cost.size_bytes, latency * cost.latency_ms, latency * cost.latency_low_ms,
             latency * cost.latency_high_ms, cost.memory_bytes,

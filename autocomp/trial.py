@@ -133,10 +133,11 @@ class TrialRunner(Closing):
         network.quantize([self._examples(1, seed)], correct_bias=False)
         frozen, drafts = network.freeze(), {}
         with TemporaryDirectory(prefix="autocomp-draft-") as folder:
+            paths = {suffix: Path(folder, f"draft{suffix}") for suffix in {target.suffix for target, _ in bounded}}
+            for suffix, path in paths.items():
+                self.writers[suffix].write(frozen, path)
             for target, accelerator in bounded:
-                path = Path(folder, f"draft{target.suffix}")
-                self.writers[target.suffix].write(frozen, path)
-                compiled = compile_tflite(path, Path(folder), accelerator)
+                compiled = compile_tflite(paths[target.suffix], Path(folder), accelerator)
                 drafts[target.device] = Draft(compiled.size_bytes, compiled.latency_ms, compiled.sram_bytes)
         return drafts
 

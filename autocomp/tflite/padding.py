@@ -43,9 +43,14 @@ def same_border(size: Sequence[int], window: Window) -> Border:
     """The border that SAME puts around an image of (height, width): the odd row or column comes last."""
     sides = []
     for length, reach, stride in zip(size, window.reach, window.stride, strict=True):
-        total = max((-(-length // stride) - 1) * stride + reach - length, 0)
+        total = max(_overhang(length, reach, stride), 0)
         sides.append((total // 2, total - total // 2))
     return Border(*sides)
+
+
+def _overhang(length: int, reach: int, stride: int) -> int:
+    """By how much ⌈length / stride⌉ steps reach beyond the image, both sides together; below 0 if they end inside."""
+    return (-(-length // stride) - 1) * stride + reach - length
 
 
 def pooling_border(size: Sequence[int], window: Window) -> Border:
@@ -57,7 +62,7 @@ def pooling_border(size: Sequence[int], window: Window) -> Border:
     sides = []
     for length, reach, stride in zip(size, window.reach, window.stride, strict=True):
         before = (reach - 1) // 2
-        sides.append((before, max((-(-length // stride) - 1) * stride + reach - length - before, 0)))
+        sides.append((before, max(_overhang(length, reach, stride) - before, 0)))
     return Border(*sides)
 
 
