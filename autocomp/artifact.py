@@ -17,17 +17,24 @@ class Target:
     """A device as one that files are made for. Plain values: workers on other machines are sent it.
 
     accelerator: what its files are compiled for; None where the runtime takes them as they are. budget: what a
-    candidate may take there; a reference has no bound.
+    candidate may take there; a reference has no bound. unsigned_weights: its processor saturates products of uint8 and
+    int8, so that an ONNX file must hand over uint8 weights. stock: it is this machine's CPU, where a session with
+    default options has to compute the file exactly.
     """
 
     device: str
     format: Format = "onnx"
     accelerator: Accelerator | None = None
     budget: Budget = field(default_factory=Budget)
+    unsigned_weights: bool = False
+    stock: bool = False
 
     @classmethod
     def of(cls, profile: HardwareProfile, budget: Budget | None = None) -> "Target":
-        return cls(profile.name, "tflite" if profile.integer_only else "onnx", profile.accelerator, budget or Budget())
+        return cls(
+            profile.name, "tflite" if profile.integer_only else "onnx", profile.accelerator, budget or Budget(),
+            profile.unsigned_weights, profile.is_local_cpu,
+        )  # fmt: skip
 
     @property
     def suffix(self) -> str:

@@ -184,7 +184,7 @@ def make_subjects(
     for index, (name, side, width) in enumerate(BASES[:networks]):
         network = build(name, side=side, width=width)
         traced = trace(network.module, network.example, f"{name}_{side}", folder / f"{name}_{side}")
-        writer = OnnxWriter(traced)
+        writer = OnnxWriter(traced, unsigned_weights=profile.unsigned_weights)
         for variant, _ in enumerate(range(index, networks, len(BASES))):
             policy = _any_policy(traced.spec, profile, variant, np.random.default_rng((seed, index, variant)))
             path = folder / f"{name}_{side}_{variant}.onnx"

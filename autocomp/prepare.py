@@ -89,7 +89,8 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
             known = known_latencies(profile)
             space = within_measured_range(space, latency, known, integer_only=profile.integer_only)
     display.phase("tabulating costs", detail=f"{len(space)} decisions")
-    of_onnx = FileSizes(OnnxWriter(traced))
+    unsigned = any(profile.unsigned_weights for profile in profiles)
+    of_onnx = FileSizes(OnnxWriter(traced, unsigned_weights=unsigned))
     devices = [
         Device(profile, _costs(space, latency, of_onnx), settings.budget_of(profile.name))
         for profile, latency in zip(profiles, latencies, strict=True)

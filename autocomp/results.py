@@ -124,6 +124,8 @@ class TestSplit:
         self.data = prepared.task.test
         self.metric = prepared.bench.metric
         self.path = folder / "held_out.npy"
+        # A file for this machine's CPU is held to what a user's own session computes here, others to their device's.
+        self.stock = prepared.profile.is_local_cpu
         self.layers = layer_outputs(prepared.bench.traced)
         self._labels: NDArray[Any] | None = self.data.labels
         np.save(self.path, self.data.inputs)
@@ -132,7 +134,7 @@ class TestSplit:
         """Of a file, on the test split; against the float file's answers where there are no labels."""
         if self._labels is None:
             self._labels = answers_of(scorer.score(float_file, self.path).outputs)
-        return float(self.metric(scorer.score(model, self.path).outputs, self._labels))
+        return float(self.metric(scorer.score(model, self.path, stock=self.stock).outputs, self._labels))
 
 
 def admitted(entries: Sequence[Entry], budget: Budget, float_accuracy: float) -> list[Entry]:

@@ -75,7 +75,9 @@ class TrialRunner(Closing):
         self.bench = bench
         self.targets = tuple(targets)
         self.traced = bench.traced
-        self.writers = {target.suffix: _writer(self.traced, target) for target in self.targets}
+        # Devices that take files of one format share them: uint8 weights compute the same on all.
+        unsigned = any(target.unsigned_weights for target in self.targets)
+        self.writers = {target.suffix: _writer(self.traced, target, unsigned) for target in self.targets}
         self.scorer = Scorer()
         self._outputs = layer_outputs(self.traced)
 
@@ -258,6 +260,8 @@ def unexplained_gap(simulated: np.ndarray, outputs: np.ndarray, accuracy: Callab
     )
 
 
-def _writer(traced: Traced, target: Target) -> OnnxWriter | TfliteWriter:
+def _writer(traced: Traced, target: Target, unsigned_weights: bool) -> OnnxWriter | TfliteWriter:
     """UserError where the format cannot express the network."""
-    return OnnxWriter(traced) if target.format == "onnx" else TfliteWriter(traced)
+    if target.format == "onnx":
+        return OnnxWriter(traced, unsigned_weights=unsigned_weights)
+    return TfliteWriter(traced)

@@ -1,7 +1,7 @@
 """`autocomp verify`: every figure of a front that can be checked, checked again from the files."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from autocomp import rundir
 from autocomp.bench import answers_of, default_metric
 from autocomp.display import QuietDisplay
 from autocomp.errors import RunError, UserError
+from autocomp.export.limits import has_limit
 from autocomp.export.score import Scorer, precision_faults
 from autocomp.hardware.ethos_u.accelerator import Accelerator
 from autocomp.hardware.ethos_u.compiler import PACKAGE, compile_tflite, vela_version
@@ -26,11 +27,15 @@ from autocomp.tasks.task import Metric
 TOLERANCE = 1e-9
 
 
-def verify_run(run: Path) -> list[dict[str, Any]]:
+def verify_run(run: Path, *, as_shipped: bool = False) -> list[dict[str, Any]]:
     """Re-open each file of a run's front and references in a fresh process, recount its bytes, score it again.
 
-    What was compiled for an NPU is compiled again, if the release of the compiler is the one that the run had.
-    Returns a row per file: id, ok, problem, size_bytes, accuracy, test_accuracy.
+    Files are scored with the arithmetic of their device; those for this machine's CPU by a session with default
+    options. What was compiled for an NPU is compiled again, if the release of the compiler is the one that the run had.
+    as_shipped: also score each ONNX file by such a session here, whatever its device.
+    Returns a row per file: id, ok, problem, file, size_bytes, accuracy, test_accuracy, limited: whether the file says
+    that x86 without VNNI needs a session option to compute it exactly; with `as_shipped` the accuracies by split that a
+    stock session gives.
     """
     settings = SearchSettings.of_run(run)
     data = rundir.read_run(run)
@@ -48,10 +53,11 @@ def verify_run(run: Path) -> list[dict[str, Any]]:
         for name in splits:
             if labels[name] is None:
                 labels[name] = answers_of(scorer.score(run / rundir.MODELS / "float.onnx", inputs[name]).outputs)
-        checker = _Checker(run, Path(folder), scorer, inputs, labels, task.metric, compiler)
+        checker = _Checker(run, Path(folder), scorer, inputs, labels, task.metric, compiler, as_shipped)
+        local = {profile.name for profile in profiles if profile.is_local_cpu}
         for point in (*data.references.values(), *data.front):
-            for claim in _claims(point, profiles[0].name, accelerators):
-                row: dict[str, Any] = {"id": claim.name, "ok": True, "problem": ""}
+            for claim in _claims(point, profiles[0].name, accelerators, local):
+                row: dict[str, Any] = {"id": claim.name, "ok": True, "problem": "", "file": claim.file}
                 try:
                     row |= checker.check(claim, data.policies.get(point.name))
                 except (RunError, UserError, OSError) as error:
@@ -62,7 +68,10 @@ def verify_run(run: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """What a run says of a file, and of what was compiled from it. accuracies: by split, None for one not recorded."""
+    """What a run says of a file, and of what was compiled from it.
+
+    accuracies: by split, None for one not recorded. local: it is for this machine's CPU.
+    """
 
     name: str
     file: str
@@ -72,14 +81,17 @@ class _Claim:
     compiled_bytes: int | None = None
     latency_ms: float | None = None
     accelerator: Accelerator | None = None
+    local: bool = False
 
 
-def _claims(point: rundir.Measured, primary: str, accelerators: Mapping[str, Accelerator | None]) -> Iterator[_Claim]:
+def _claims(
+    point: rundir.Measured, primary: str, accelerators: Mapping[str, Accelerator | None], local: Collection[str]
+) -> Iterator[_Claim]:
     """The file of the primary device, then those of the others that are files of their own."""
     yield _Claim(
         point.name, point.file, point.size_bytes,
         {"accuracy": point.accuracy, "test_accuracy": point.test_accuracy}, point.compiled_file, point.compiled_bytes,
-        point.latency_ms, accelerators[primary],
+        point.latency_ms, accelerators[primary], primary in local,
     )  # fmt: skip
     seen = {point.file}
     for device, on in point.devices.items():
@@ -87,7 +99,7 @@ def _claims(point: rundir.Measured, primary: str, accelerators: Mapping[str, Acc
             seen.add(on.file)
             yield _Claim(
                 f"{point.name} on {device}", on.file, on.size_bytes, {"accuracy": on.accuracy}, on.compiled_file,
-                on.compiled_bytes, on.latency_ms, accelerators[device],
+                on.compiled_bytes, on.latency_ms, accelerators[device], device in local,
             )  # fmt: skip
 
 
@@ -102,18 +114,23 @@ class _Checker:
     labels: Mapping[str, NDArray[Any] | None]
     metric: Metric | None
     compiler: str
+    as_shipped: bool = False
 
     def check(self, claim: _Claim, policy: Policy | None) -> dict[str, Any]:
         path = self._path(claim.file)
         size = path.stat().st_size
-        found: dict[str, Any] = {"size_bytes": size}
+        limited = has_limit(path)
+        found: dict[str, Any] = {"size_bytes": size, "limited": limited}
         problems = [] if size == claim.size_bytes else [f"{size} bytes on disk, {claim.size_bytes} recorded"]
         layers = {} if policy is None else dict.fromkeys(policy.layers, "")
         for name, claimed in claim.accuracies.items():
-            scored = self.scorer.score(path, self.inputs[name], layers)
+            scored = self.scorer.score(path, self.inputs[name], layers, stock=claim.local and not limited)
             labels = np.asarray(self.labels[name])
             judge = self.metric or default_metric(scored.outputs, labels)
             found[name] = float(judge(scored.outputs, labels))
+            if self.as_shipped and path.suffix == ".onnx":
+                stock = self.scorer.score(path, self.inputs[name], stock=True)
+                found.setdefault("as_shipped", {})[name] = float(judge(stock.outputs, labels))
             if claimed is not None and abs(found[name] - claimed) > TOLERANCE:
                 problems.append(f"{name} {found[name]:.6f} now, {claimed:.6f} recorded")
         if policy is not None:

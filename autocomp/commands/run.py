@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from textwrap import indent
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
@@ -126,13 +127,16 @@ def resume(run: Path, *, json: bool = False) -> int:
     return _present(finished, as_json=json)
 
 
-def verify(run: Path, *, json: bool = False) -> int:
+def verify(run: Path, *, as_shipped: bool = False, json: bool = False) -> int:
     """Check every file of a front against what the run says.
 
     Parameters
     ----------
     run
         Run directory.
+    as_shipped
+        Also score each ONNX file by a session with default options on this machine, and say by how much it differs:
+        x86 processors without VNNI saturate int8 products there.
     json
         Print one JSON document on standard output.
     """
@@ -142,15 +146,39 @@ def verify(run: Path, *, json: bool = False) -> int:
     from autocomp.verify import verify_run
 
     with strays_on_stderr():
-        rows = verify_run(run)
+        rows = verify_run(run, as_shipped=as_shipped)
     wrong = [row for row in rows if not row["ok"]]
     if json:
         print_json({"run": str(run), "files": rows, "differ": len(wrong)})
     else:
         for row in rows:
-            print(f"{row['id']}: {'as recorded' if row['ok'] else row.get('problem') or 'differs'}")
+            print(f"{row['id']}: {'as recorded' if row['ok'] else row.get('problem') or 'differs'}{_stock(row)}")
         print(f"{len(rows)} files, {len(wrong)} differ from what {run} says")
+        _print_limits(run, [row["file"] for row in rows if row.get("limited")])
     return FAILED if wrong else DONE
+
+
+def _stock(row: dict[str, Any]) -> str:
+    """What a stock session gives for a file on this machine, beside what its device gives; "" where nobody asked."""
+    found = row.get("as_shipped")
+    if not found:
+        return ""
+    spelt = (
+        f"{name.replace('_', ' ')} {100 * value:.2f} % ({100 * (value - row[name]):+.2f})"
+        for name, value in found.items()
+    )
+    return f"; as shipped, in a stock session here: {', '.join(spelt)}"
+
+
+def _print_limits(run: Path, files: list[str]) -> None:
+    """Say how files that saturate on some processors are loaded there."""
+    if not files:
+        return
+    from autocomp.hardware.arithmetic import loading_code, saturates
+
+    here = "this machine's processor is such a one" if saturates() else "not this machine's processor"
+    print(f"On x86 without VNNI ({here}) load {', '.join(Path(file).name for file in files)} with:")
+    print(indent(loading_code(str(run / files[-1])), "    "))
 
 
 def report(run: Path, *, svg: Path | None = None, json: bool = False) -> int:

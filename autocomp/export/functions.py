@@ -16,6 +16,8 @@ from autocomp.export.packing import PLANES, Packing
 
 DOMAIN = "autocomp"
 OPSETS = [helper.make_opsetid("", 20)]
+#: Zero point of weights that are handed over as uint8.
+UNSIGNED_ZERO = 128
 
 
 class _Body:
@@ -91,9 +93,10 @@ class _Body:
         return self.op("Mul", self.op("Cast", "ratios", to=onnx.TensorProto.FLOAT), "base")
 
 
-def weight_function_name(packing: Packing, integer: bool, transposed: bool) -> str:
+def weight_function_name(packing: Packing, integer: bool, transposed: bool, unsigned: bool = False) -> str:
     kind = "Float" if packing.bits == 32 else f"{'Codebook' if packing.clustered else 'Int'}{packing.bits}"
-    return f"{kind}{'Sparse' if packing.sparse else ''}{'' if integer else 'ToFloat'}{'T' if transposed else ''}"
+    form = ("U" if unsigned else "") if integer else "ToFloat"
+    return f"{kind}{'Sparse' if packing.sparse else ''}{form}{'T' if transposed else ''}"
 
 
 def weight_inputs(packing: Packing) -> list[str]:
@@ -107,11 +110,12 @@ def weight_inputs(packing: Packing) -> list[str]:
     return values + codebook + mask + scales + shape
 
 
-def weight_function(packing: Packing, integer: bool, transposed: bool) -> FunctionProto:
+def weight_function(packing: Packing, integer: bool, transposed: bool, unsigned: bool = False) -> FunctionProto:
     """The function that unpacks one kind of weight.
 
     integer: its output is DequantizeLinear of int8, for an integer kernel; otherwise float32 arithmetic that constant
-    folding resolves. transposed: the consumer is a MatMul, which wants (in, out).
+    folding resolves. transposed: the consumer is a MatMul, which wants (in, out). unsigned: an integer kernel is handed
+    uint8 with the zero point 128 instead of int8, for processors whose products of uint8 and int8 saturate.
     """
     body = _Body()
     inputs = weight_inputs(packing)
@@ -133,7 +137,13 @@ def weight_function(packing: Packing, integer: bool, transposed: bool) -> Functi
     axis = 1 if transposed else 0
     if integer:
         # The integer kernels want an explicit zero-point per channel; computed, it costs no bytes.
-        zero = body.op("Cast", body.op("Sub", scale, scale), to=onnx.TensorProto.INT8)
+        zero, kind = body.op("Sub", scale, scale), onnx.TensorProto.INT8
+        if unsigned:
+            kind = onnx.TensorProto.UINT8
+            zero = body.op("Add", zero, body.const(np.array(UNSIGNED_ZERO, np.float32)))
+            wide = body.op("Cast", weight, to=onnx.TensorProto.INT32)
+            weight = body.op("Cast", body.op("Add", wide, body.const(np.array(UNSIGNED_ZERO, np.int32))), to=kind)
+        zero = body.op("Cast", zero, to=kind)
         result = body.op("DequantizeLinear", weight, scale, zero, axis=axis)
     else:
         rank = body.op("Shape", body.op("Shape", weight))
@@ -142,7 +152,7 @@ def weight_function(packing: Packing, integer: bool, transposed: bool) -> Functi
         shape = body.op("ScatterElements", ones, where, body.const(np.array([-1], np.int64)), axis=0)
         factor = body.op("Reshape", scale, shape)
         result = body.op("Mul", body.op("Cast", weight, to=onnx.TensorProto.FLOAT), factor)
-    return body.function(weight_function_name(packing, integer, transposed), inputs, result)
+    return body.function(weight_function_name(packing, integer, transposed, unsigned), inputs, result)
 
 
 def bias_function(integer: bool) -> FunctionProto:

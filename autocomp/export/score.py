@@ -53,8 +53,12 @@ class Scorer(Closing):
         self._scratch = tempfile.TemporaryDirectory(prefix="autocomp-score-")
         self._workers = {suffix: Worker(runtime.module) for suffix, runtime in _RUNTIMES.items()}
 
-    def score(self, model: Path, inputs: Path, layers: dict[str, str] | None = None, batch: int = 64) -> Scored:
+    def score(
+        self, model: Path, inputs: Path, layers: dict[str, str] | None = None, batch: int = 64, *, stock: bool = False
+    ) -> Scored:
         """Run a file on the inputs (n, …) in a .npy file, by the runtime that its suffix names.
+
+        Integers are multiplied exactly, as the device does; stock: as a session with default options does here.
 
         layers: layer → name of its output tensor, to find it in an optimized ONNX graph; a .tflite file calls its
         tensors by the layers themselves. RunError if the file does not load or run, with the runtime's reason.
@@ -67,6 +71,7 @@ class Scorer(Closing):
         outputs = Path(self._scratch.name, "outputs.npy")
         request = {
             "model": str(model), "inputs": str(inputs), "outputs": str(outputs), "batch": batch, "layers": layers or {},
+            "stock": stock,
         }  # fmt: skip
         try:
             reply = self._workers[model.suffix].ask(request)

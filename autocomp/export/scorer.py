@@ -3,8 +3,12 @@
 This module is that process: it imports neither torch nor the rest of the package's machinery. It reads one JSON
 request a line on standard input and answers one JSON line each on its standard output.
 
-    {"model": path, "inputs": path of a .npy, "outputs": path to write, "batch": 64, "layers": {name: output or ""}}
+    {"model": path, "inputs": path of a .npy, "outputs": path to write, "batch": 64, "layers": {name: output or ""},
+     "stock": false}
     {"ok": true, "executed": {layer: operator}, "seconds": 0.8}
+
+Integers are multiplied exactly, as the device of the file does, whatever the processor at hand; with "stock" the
+session has the runtime's default options, and may saturate (see `hardware.arithmetic`).
 """
 
 import json
@@ -18,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from autocomp.errors import UserError
+from autocomp.hardware.arithmetic import EXACT_OPTION
 
 INTEGER_OPERATORS = frozenset({
     "QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
@@ -25,23 +30,25 @@ INTEGER_OPERATORS = frozenset({
 })  # fmt: skip
 
 
-def session_options() -> Any:
-    """Default optimizations on one thread: what a user's own session does."""
+def session_options(*, stock: bool = False) -> Any:
+    """Default optimizations on one thread. stock: what a user's own session does, even where that is not exact."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if not stock:
+        options.add_session_config_entry(*EXACT_OPTION)
     return options
 
 
-def open_session(model: str) -> tuple[Any, dict[str, str]]:
+def open_session(model: str, *, stock: bool = False) -> tuple[Any, dict[str, str]]:
     """A session, and node or output name → operator of the graph that it executes after its own optimization."""
     import onnx
     import onnxruntime
 
-    options = session_options()
+    options = session_options(stock=stock)
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder, "optimized.onnx")
         options.optimized_model_filepath = str(optimized)
@@ -98,7 +105,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     started = time.perf_counter()
-    session, operators = open_session(request["model"])
+    session, operators = open_session(request["model"], stock=bool(request.get("stock", False)))
     outputs = run(session, np.load(request["inputs"], mmap_mode="r"), int(request.get("batch", 64)))
     if not np.isfinite(outputs).all():
         return {"ok": False, "error": "the file's output is not finite"}

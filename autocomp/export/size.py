@@ -24,6 +24,7 @@ from autocomp.export.functions import (
     weight_function,
     weight_function_name,
 )
+from autocomp.export.limits import limit_entry
 from autocomp.export.packing import PLANES, Packing, choose_packing, lacks_zero
 from autocomp.export.writer import (
     BIAS,
@@ -140,7 +141,10 @@ class FileSizes:
         if packing.bits == 32 and not packing.sparse:
             return {}
         transposed = self._transposed[layer.name]
-        needed = dict([_function_size(packing, decision.activation == "int8", transposed)])
+        integer = decision.activation == "int8"
+        needed = dict([_function_size(packing, integer, transposed, self._writer.unsigned_weights)])
+        if integer and not self._writer.unsigned_weights and (packing.clustered or packing.bits == 8):
+            needed |= dict([_limit_size()])
         if layer.bias and decision.weight_bits is not None:
             integer = decision.activation == "int8" and not transposed
             needed |= dict([_bias_size(integer)])
@@ -161,7 +165,7 @@ class FileSizes:
             None if bits is None else np.ones(8, np.float16), mask,
             None if precision.clusters is None else np.full(precision.clusters, 3, np.int8),
         )  # fmt: skip
-        parts = Parts()
+        parts = Parts(self._writer.unsigned_weights)
         short = self._writer.short_name(name)
         transposed = self._transposed[name]
         packing = Packing(precision.stored_bits or 32, sparse, precision.clusters is not None)
@@ -195,9 +199,15 @@ def _header_growth(payload: Ints) -> Ints:
 
 
 @cache
-def _function_size(packing: Packing, integer: bool, transposed: bool) -> tuple[str, int]:
-    name = weight_function_name(packing, integer, transposed)
-    return name, field_bytes(weight_function(packing, integer, transposed))
+def _function_size(packing: Packing, integer: bool, transposed: bool, unsigned: bool) -> tuple[str, int]:
+    kind = (packing, integer, transposed, unsigned)
+    return weight_function_name(*kind), field_bytes(weight_function(*kind))
+
+
+@cache
+def _limit_size() -> tuple[str, int]:
+    """What the file's own limit takes, once; see `export.limits`."""
+    return "limit", field_bytes(limit_entry())
 
 
 @cache

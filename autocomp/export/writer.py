@@ -19,6 +19,7 @@ from autocomp.export.functions import (
     weight_function_name,
     weight_inputs,
 )
+from autocomp.export.limits import limit_entry, may_saturate
 from autocomp.export.packing import Packing, choose_packing, pack_codes, pack_plane, padded
 from autocomp.network import NETWORK_INPUT
 from autocomp.whole_file import write_whole
@@ -91,10 +92,15 @@ def _drop_unused(graph: GraphProto) -> None:
 
 
 class OnnxWriter:
-    """Writes compressed networks of one traced network. `build` is cheap: the float template is prepared once."""
+    """Writes compressed networks of one traced network. `build` is cheap: the float template is prepared once.
 
-    def __init__(self, traced: Traced) -> None:
+    unsigned_weights: integer kernels are handed uint8 weights with the zero point 128, for a device whose products of
+    uint8 and int8 saturate (`hardware.arithmetic`).
+    """
+
+    def __init__(self, traced: Traced, *, unsigned_weights: bool = False) -> None:
         self.traced = traced
+        self.unsigned_weights = unsigned_weights
         self.template = float_template(traced)
         consumers = layer_consumers(traced, self.template.graph)
         self._short_names = {layer.name: f"w{i}" for i, layer in enumerate(traced.spec.layers)}
@@ -116,7 +122,7 @@ class OnnxWriter:
         model = ModelProto()
         model.CopyFrom(self.template)
         graph = model.graph
-        parts = Parts()
+        parts = Parts(self.unsigned_weights)
         consumers = layer_consumers(self.traced, graph)
         source_of = {node.name: node.inputs[0] for node in self.traced.spec.kernels if node.layer is not None}
         biases = {layer: bias_name(graph, node) for layer, node in consumers.items()}
@@ -143,6 +149,8 @@ class OnnxWriter:
         model.functions.extend(parts.functions.values())
         if parts.functions:
             model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+        if not self.unsigned_weights and any(may_saturate(layer) for layer in network.layers.values()):
+            model.metadata_props.append(limit_entry())
         return model
 
     def write(self, network: CompressedNetwork, path: Path) -> int:
@@ -247,7 +255,8 @@ def raw_tensor(name: str, array: np.ndarray) -> TensorProto:
 class Parts:
     """Initializers, nodes and functions that a compressed file has beside the float graph's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, unsigned_weights: bool = False) -> None:
+        self.unsigned_weights = unsigned_weights
         self.initializers: list[TensorProto] = []
         self.prologue: list[NodeProto] = []
         self.after: dict[str, list[NodeProto]] = {}
@@ -284,9 +293,10 @@ class Parts:
             arguments |= {"base": np.array(layer.base, np.float32), "ratios": layer.ratios}
         arguments["shape"] = np.array(layer.weight.shape, np.int64)
         inputs = [self.store(_argument_name(short, name), arguments[name]) for name in weight_inputs(packing)]
-        function = weight_function_name(packing, layer.integer, transposed)
+        kind = (packing, layer.integer, transposed, self.unsigned_weights)
+        function = weight_function_name(*kind)
         if function not in self.functions:
-            self.functions[function] = weight_function(packing, layer.integer, transposed)
+            self.functions[function] = weight_function(*kind)
         self.prologue.append(helper.make_node(function, inputs, [short], domain=DOMAIN))
         return short
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnxruntime
 import platformdirs
 
+from autocomp.hardware.arithmetic import saturates
 from autocomp.hardware.kernel_models import kernel_model
 from autocomp.hardware.profiling.chains import REFERENCE, chain_copies, table_latency
 from autocomp.hardware.profiling.fill import Measured
@@ -24,7 +25,9 @@ def host_table_path(folder: Path | None = None) -> Path:
     """Where this machine's latencies are kept: a file per CPU model, number of cores, runtime and way of measuring."""
     folder = folder or Path(platformdirs.user_cache_dir("autocomp")) / "host_cpu"
     machine = re.sub(r"[^A-Za-z0-9]+", "-", cpu_name()).strip("-").lower()
-    return folder / f"{machine}-{os.cpu_count()}cores-onnxruntime-{onnxruntime.__version__}-{_METHOD}.csv"
+    # Rows of int8 weights, which such a processor multiplies wrongly and faster, must not be taken for these.
+    weights = "-uint8weights" if saturates() else ""
+    return folder / f"{machine}-{os.cpu_count()}cores-onnxruntime-{onnxruntime.__version__}-{_METHOD}{weights}.csv"
 
 
 def measure_batch(kernels: Sequence[Kernel], deadline: float = float("inf")) -> Iterator[Measured]:
@@ -40,7 +43,10 @@ def time_kernels(kernels: Sequence[Kernel], deadline: float = float("inf")) -> I
 
 def _chains(kernel: Kernel) -> Chains:
     short, long = chain_copies(kernel)
-    models = [BoundModel(kernel_model(kernel, copies, blocked=_blocked())) for copies in (short, long)]
+    models = [
+        BoundModel(kernel_model(kernel, copies, blocked=_blocked(), unsigned_weights=saturates()))
+        for copies in (short, long)
+    ]
     return Chains(models[0], models[1], long - short)
 
 

@@ -81,6 +81,7 @@ class _Graph:
 
     rng: np.random.Generator
     blocked: bool = False
+    unsigned_weights: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
@@ -100,8 +101,12 @@ class _Graph:
         fan_in = max(1, int(np.prod(shape[1:])))
         return self.constant(name, (self.rng.standard_normal(tuple(shape)) / np.sqrt(fan_in)).astype(np.float32))
 
-    def int8_weights(self, name: str, shape: Sequence[int]) -> str:
-        return self.constant(name, self.rng.integers(-127, 128, tuple(shape)).astype(np.int8))
+    def integer_weights(self, name: str, shape: Sequence[int], channels: int) -> tuple[str, str]:
+        """Weights, and their zero point for each of `channels`: int8 around 0, or uint8 around 128."""
+        levels = self.rng.integers(-127, 128, tuple(shape))
+        kind, zero = (np.uint8, 128) if self.unsigned_weights else (np.int8, 0)
+        zeros = self.constant(f"{name}_zero", np.full(channels, zero, kind))
+        return self.constant(name, (levels + zero).astype(kind)), zeros
 
     def node(self, op: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, domain=domain, **attributes))
@@ -228,15 +233,16 @@ def _float_conv(graph: _Graph, kernel: Kernel, index: int, source: str) -> str:
 
 def _int8_conv(graph: _Graph, kernel: Kernel, index: int, source: str) -> str:
     out = kernel.out_channels
+    weights, zeros = graph.integer_weights(f"w{index}", _weight_shape(kernel), out)
     return graph.node(
         "QLinearConv",
         [
             source,
             graph.scale("x_scale", _INPUT_SCALE),
             graph.zero("x_zero", _INPUT_ZERO),
-            graph.int8_weights(f"w{index}", _weight_shape(kernel)),
+            weights,
             graph.constant(f"w{index}_scale", graph.rng.uniform(5e-4, 2e-3, out).astype(np.float32)),
-            graph.constant(f"w{index}_zero", np.zeros(out, np.int8)),
+            zeros,
             graph.scale("y_scale", _OUTPUT_SCALE),
             graph.zero("y_zero", 0),
             graph.constant(f"b{index}", graph.rng.integers(-500, 500, out).astype(np.int32)),
@@ -262,9 +268,8 @@ def _int8_linear(graph: _Graph, kernel: Kernel, index: int, source: str) -> str:
     out = kernel.out_channels
     quantized_x = [source, graph.scale("x_scale", _INPUT_SCALE), graph.zero("x_zero", _INPUT_ZERO)]
     scale = graph.constant(f"w{index}_scale", graph.rng.uniform(5e-4, 2e-3, out).astype(np.float32))
-    zero = graph.constant(f"w{index}_zero", np.zeros(out, np.int8))
     quantized_y = [graph.scale("y_scale", _OUTPUT_SCALE), graph.zero("y_zero", 128)]
-    weight = graph.int8_weights(f"w{index}", (kernel.in_channels, out))
+    weight, zero = graph.integer_weights(f"w{index}", (kernel.in_channels, out), out)
     if kernel.height * kernel.width == 1:
         bias = graph.constant(f"b{index}", graph.rng.integers(-500, 500, out).astype(np.int32))
         inputs = [*quantized_x, weight, scale, zero, bias, *quantized_y]
@@ -416,18 +421,20 @@ def _keeps_copies_as_outputs(kernel: Kernel, blocked: bool) -> bool:
     return kernel.op == "max_pool" and not (kernel.precision == "fp32" and blocked and is_blocked(kernel))
 
 
-def kernel_model(kernel: Kernel, repeats: int = 1, seed: int = 0, *, blocked: bool = False) -> bytes:
+def kernel_model(
+    kernel: Kernel, repeats: int = 1, seed: int = 0, *, blocked: bool = False, unsigned_weights: bool = False
+) -> bytes:
     """A serialized ONNX model that makes ONNX Runtime execute `kernel` exactly `repeats` times.
 
     blocked: for a runtime that keeps float images in blocks of channels (NCHWc, as on x86): conversions then carry
-    the reordering with them.
+    the reordering with them. unsigned_weights: integer weights are uint8 around 128, as for processors that saturate.
 
     Weights are drawn from `seed`. Its input is "x", of `input_shape(kernel)`. ValueError if `repeats` is below 1 or
     above `max_repeats(kernel)`. See the module's docstring for what the runtime executes.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    graph = _Graph(np.random.default_rng(seed), blocked)
+    graph = _Graph(np.random.default_rng(seed), blocked, unsigned_weights)
     build = _BUILDERS[kernel.op, kernel.precision]
     results = [build(graph, kernel, index, INPUT) for index in range(repeats)]
     outputs = results if _keeps_copies_as_outputs(kernel, blocked) else results[:1]

@@ -14,6 +14,7 @@ import pydantic
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from autocomp.errors import UserError, unknown_name
+from autocomp.hardware.arithmetic import SATURATION_NOTE, saturates
 from autocomp.hardware.constraints import CONSTRAINTS, reason
 from autocomp.hardware.ethos_u.accelerator import Accelerator
 from autocomp.hardware.runtime_version import installed_version, release, same_release
@@ -220,6 +221,16 @@ class HardwareProfile(_Strict):
         return self.accelerator is not None
 
     @property
+    def is_local_cpu(self) -> bool:
+        """Whether the device is the CPU of the machine that runs the search."""
+        return self.on_the_spot and self.cuda_device is None
+
+    @property
+    def unsigned_weights(self) -> bool:
+        """Whether integer kernels need uint8 weights to be exact in a stock session; see `hardware.arithmetic`."""
+        return self.is_local_cpu and saturates()
+
+    @property
     def table_path(self) -> Path | None:
         """The table's file; None for a profile measured on the spot."""
         return None if self.on_the_spot else self._folder / self.table
@@ -251,7 +262,10 @@ class HardwareProfile(_Strict):
     @property
     def provenance_note(self) -> str:
         """The provenance as it is printed beside a latency: with a word of warning where the table is stale."""
-        return str(self.provenance) if self.staleness is None else f"{self.provenance}; STALE: {self.staleness}"
+        note = str(self.provenance)
+        if self.unsigned_weights:
+            note += f"; {SATURATION_NOTE}"
+        return note if self.staleness is None else f"{note}; STALE: {self.staleness}"
 
     def capability(self, layer: LayerSpec, decision: LayerPolicy) -> Capability | None:
         """The kernel that executes `layer` under `decision`; None if the device has none."""

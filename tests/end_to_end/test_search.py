@@ -19,6 +19,7 @@ import yaml
 
 from autocomp.export.scorer import INTEGER_OPERATORS
 from autocomp.front import non_dominated
+from autocomp.hardware.arithmetic import saturates
 from autocomp.journal import Entry, Journal
 from autocomp.outcome import Status
 from autocomp.policy import Policy
@@ -156,6 +157,22 @@ def test_verify_agrees_and_sees_a_changed_file(run, folder):
         assert "bytes on disk" in autocomp(folder, "verify", str(run), code=1)
     finally:
         path.write_bytes(content)
+
+
+def test_verify_says_what_files_need_and_what_a_stock_session_gives(run, folder):
+    document = json.loads(autocomp(folder, "verify", str(run), "--as-shipped", "--json"))
+    (plain,) = [row for row in document["files"] if row["id"] == "int8"]
+    assert plain["limited"]
+    assert not next(row for row in document["files"] if row["id"] == "float")["limited"]
+    for row in document["files"]:
+        assert row["as_shipped"].keys() == {"accuracy", "test_accuracy"}
+        if not (row["limited"] and saturates()):
+            assert all(row["as_shipped"][split] == row[split] for split in row["as_shipped"])
+    printed = autocomp(folder, "verify", str(run))
+    assert "On x86 without VNNI" in printed
+    code = printed[printed.index("    import onnxruntime") :]
+    exec("\n".join(line.strip() for line in code.splitlines()[:4]), {})
+    assert "as shipped, in a stock session here: accuracy" in autocomp(folder, "verify", str(run), "--as-shipped")
 
 
 def test_report_as_json_is_one_document(run, folder):
