@@ -2,9 +2,8 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from autocomp import rundir
 from autocomp.artifact import Artifact, Target
 from autocomp.bench import answers_of
 from autocomp.budget import Budget
+from autocomp.compress.finetune import outputs_of
 from autocomp.devices import Device, Devices, Figures
+from autocomp.errors import UserError
 from autocomp.export.score import Scorer, layer_outputs
 from autocomp.front import non_dominated
 from autocomp.journal import Entry
@@ -34,26 +35,59 @@ COLUMNS = (
 COMPILED_COLUMNS = ("compiled_file", "compiled_bytes", "cpu_operators")
 
 
-def measure_references(prepared: Prepared, run: Path) -> dict[str, rundir.Measured]:
+@dataclass(frozen=True)
+class References:
+    """What a front is compared with, by name: "float" and "int8", each in one of the two.
+
+    failed: why there is no file, or none that can be trusted. float_accuracy: of the float network on the validation
+    split, in [0, 1]: of its file, or as torch computes it where the file failed.
+    """
+
+    measured: Mapping[str, rundir.Measured]
+    failed: Mapping[str, str]
+    float_accuracy: float
+
+
+def measure_references(prepared: Prepared, run: Path) -> References:
     """Float and plain int8, as files, measured as the front is. They are no candidates: no budget applies to them.
 
     The float network is an ONNX file whatever the devices take: where they have no floating point, it says how
-    accurate the network was, and has no latency.
+    accurate the network was, and has no latency. One that fails does not keep the other from being measured, nor the
+    search from running. UserError where the devices' files cannot express the network.
     """
-    spec = prepared.bench.traced.spec
+    bench = prepared.bench
+    test = TestSplit(prepared, Path(bench.folder))
+    measured: dict[str, rundir.Measured] = {}
+    failed: dict[str, str] = {}
     profiles = [device.profile for device in prepared.devices]
-    test = TestSplit(prepared, Path(prepared.bench.folder))
-    found: dict[str, rundir.Measured] = {}
-    for name, policy in (("float", Policy()), ("int8", plain_int8(spec, *profiles))):
-        executable = [device for device in prepared.devices if device.profile.executes_all(spec, policy)]
-        targets = [Target.of(device.profile) for device in executable] or [Target("float")]
-        with TrialRunner(prepared.bench, targets) as runner:
-            result = runner.run(policy, prepared.settings.seed, run / rundir.MODELS / name, epochs=0)
-            figures = {device.name: _figures(device, policy, result.artifacts[device.name]) for device in executable}
-            found[name] = _measured(prepared, name, policy, result.artifacts, figures, run, test, runner.scorer)
+    for name, policy in (("float", Policy()), ("int8", plain_int8(bench.traced.spec, *profiles))):
+        try:
+            measured[name] = _reference(prepared, name, policy, run, test)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001  (its reason is kept; whether candidates fare better is to be seen)
+            failed[name] = rundir.reason_of(error)
+            for path in (run / rundir.MODELS).glob(f"{name}.*"):
+                path.unlink()  # nobody vouches for it
         (run / rundir.POLICIES / f"{name}.json").write_text(policy.to_json())
-    (run / rundir.REFERENCES).write_text(json.dumps([asdict(m) for m in found.values()], indent=1))
-    return found
+    rundir.write_references(run, measured.values(), failed)
+    return References(measured, failed, measured["float"].accuracy if "float" in measured else _by_torch(prepared))
+
+
+def _reference(prepared: Prepared, name: str, policy: Policy, run: Path, test: "TestSplit") -> rundir.Measured:
+    spec = prepared.bench.traced.spec
+    executable = [device for device in prepared.devices if device.profile.executes_all(spec, policy)]
+    targets = [Target.of(device.profile) for device in executable] or [Target("float")]
+    with TrialRunner(prepared.bench, targets) as runner:
+        result = runner.run(policy, prepared.settings.seed, run / rundir.MODELS / name, epochs=0)
+        figures = {device.name: _figures(device, policy, result.artifacts[device.name]) for device in executable}
+        return _measured(prepared, name, policy, result.artifacts, figures, run, test, runner.scorer)
+
+
+def _by_torch(prepared: Prepared) -> float:
+    """Accuracy of the float network on the validation split without a file, in [0, 1]."""
+    bench = prepared.bench
+    return float(bench.metric(outputs_of(bench.traced.graph, bench.validation_inputs), bench.validation_labels))
 
 
 def _figures(device: Device, policy: Policy, artifact: Artifact) -> Figures:
@@ -127,13 +161,18 @@ class TestSplit:
         # A file for this machine's CPU is held to what a user's own session computes here, others to their device's.
         self.stock = prepared.profile.is_local_cpu
         self.layers = layer_outputs(prepared.bench.traced)
+        self._graph = prepared.bench.traced.graph
         self._labels: NDArray[Any] | None = self.data.labels
         np.save(self.path, self.data.inputs)
 
     def accuracy(self, model: Path, scorer: Scorer, float_file: Path) -> float:
-        """Of a file, on the test split; against the float file's answers where there are no labels."""
+        """Of a file, on the test split; against the float file's answers where there are no labels.
+
+        A float file that failed is not there: then it is torch that answers.
+        """
         if self._labels is None:
-            self._labels = answers_of(scorer.score(float_file, self.path).outputs)
+            answers = scorer.score(float_file, self.path).outputs if float_file.is_file() else None
+            self._labels = answers_of(outputs_of(self._graph, self.data.inputs) if answers is None else answers)
         return float(self.metric(scorer.score(model, self.path, stock=self.stock).outputs, self._labels))
 
 
@@ -148,9 +187,7 @@ def admitted(entries: Sequence[Entry], budget: Budget, float_accuracy: float) ->
     return [e for e in entries if min(made["accuracy"] for made in e.details["artifacts"].values()) >= least]
 
 
-def write_results(
-    prepared: Prepared, schedule: Schedule, run: Path, references: dict[str, rundir.Measured]
-) -> list[Entry]:
+def write_results(prepared: Prepared, schedule: Schedule, run: Path, references: References) -> list[Entry]:
     """Score the front on the test split and write front.csv, policies and models; drop what is not on the front.
 
     The front of a search for several devices is thinned to what nothing else on it dominates by the primary device's
@@ -159,7 +196,7 @@ def write_results(
     suffixes = dict.fromkeys(suffix for target in prepared.targets for suffix in target.suffixes)
     models = run / rundir.MODELS
     complete = [e for e in schedule.complete() if all((models / f"{e.id}{suffix}").is_file() for suffix in suffixes)]
-    within = admitted(complete, prepared.settings.budget, references["float"].accuracy)
+    within = admitted(complete, prepared.settings.budget, references.float_accuracy)
     front = pareto_front(schedule.joint_front(within))
     test = TestSplit(prepared, prepared.bench.folder)
     points = []
@@ -170,8 +207,8 @@ def write_results(
             points.append(_measured(prepared, str(entry.id), entry.policy, artifacts, figures, run, test, scorer))
             (run / rundir.POLICIES / f"{entry.id}.json").write_text(entry.policy.to_json())
     kept = _by_file_bytes(points)
-    _write_front(run / rundir.FRONT, [_row(point, prepared, references["float"]) for point in kept], prepared)
-    names = [*(point.name for point in kept), *references]
+    _write_front(run / rundir.FRONT, [_row(point, prepared, references.float_accuracy) for point in kept], prepared)
+    names = [*(point.name for point in kept), *references.measured]
     keep = {f"{name}{suffix}" for name in names for suffix in suffixes} | {Path(FLOAT_FILE).name}
     for path in models.iterdir():
         if path.name not in keep:
@@ -190,9 +227,9 @@ def _by_file_bytes(points: Sequence[rundir.Measured]) -> list[rundir.Measured]:
     return [point for point, keep in zip(points, kept, strict=True) if keep]
 
 
-def _row(point: rundir.Measured, prepared: Prepared, reference: rundir.Measured) -> dict[str, Any]:
+def _row(point: rundir.Measured, prepared: Prepared, float_accuracy: float) -> dict[str, Any]:
     """A point as front.csv has it."""
-    own = {"id": point.name, "controller": prepared.settings.controller, "float_accuracy": reference.accuracy}
+    own = {"id": point.name, "controller": prepared.settings.controller, "float_accuracy": float_accuracy}
     columns = {name: value for device, on in point.devices.items() for name, value in on.to_columns(device).items()}
     return {name: value for name, value in asdict(point).items() if name not in ("name", "devices")} | own | columns
 

@@ -3,21 +3,21 @@
 run.yaml          resolved settings, versions, counts, what was left alone
 network.json      layers and channel groups of the traced network, for whoever explains a policy
 journal.sqlite    every outcome
-references.json   the float network and its plain int8 version, measured as the front is
+references.json   the float network and its plain int8 version, measured as the front is; of one that failed, why
 front.csv         the front, one row a file
 models/, policies/, report.html
 """
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from autocomp.errors import UserError
+from autocomp.errors import RunError, UserError
 from autocomp.journal import Entry, Journal
 from autocomp.network import NetworkSpec
 from autocomp.policy import Policy
@@ -125,7 +125,8 @@ class RunData:
     """All of a run that a report shows.
 
     front: sorted from the fewest bytes to the most. references: by name. policies: by front name, for the points
-    whose policy is known. layers: in the network's order, empty for a run without network.json.
+    whose policy is known. layers: in the network's order, empty for a run without network.json. failed: why a
+    reference is not among them, by name.
     """
 
     path: Path
@@ -135,6 +136,7 @@ class RunData:
     policies: Mapping[str, Policy]
     entries: tuple[Entry, ...]
     layers: tuple[LayerFacts, ...]
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def float_reference(self) -> Measured | None:
@@ -142,13 +144,16 @@ class RunData:
 
     @property
     def baseline(self) -> Measured | None:
-        """What bytes and latencies are compared with: float, or plain int8 where a device has no floating point."""
+        """What bytes and latencies are compared with: float, or plain int8 where a device has no floating point.
+
+        Plain int8 stands in for a float file that failed too; None where there is neither.
+        """
         return self.baseline_on(self.devices[0] if self.devices else "")
 
     def baseline_on(self, device: str) -> Measured | None:
         """The same for one of several devices."""
         reference = self.float_reference
-        if reference is None or reference.latency_on(device) is not None:
+        if reference is not None and reference.latency_on(device) is not None:
             return reference
         return self.references.get("int8")
 
@@ -186,6 +191,18 @@ def write_network(run: Path, network: NetworkSpec) -> None:
     (run / NETWORK).write_text(json.dumps({"name": network.name, "layers": layers}, indent=1))
 
 
+def write_references(run: Path, measured: Iterable[Measured], failed: Mapping[str, str]) -> None:
+    """Write `references.json`. failed: of those that failed, why, by name."""
+    rows = [*map(asdict, measured), *({"name": name, "reason": reason} for name, reason in failed.items())]
+    (run / REFERENCES).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+def reason_of(error: Exception) -> str:
+    """An exception as one line; what it is called stands before what it says, unless it is one of ours."""
+    text = " ".join(str(error).split())[:300]
+    return text if text and isinstance(error, UserError | RunError) else f"{type(error).__name__}: {text}"
+
+
 def find_run(run: Path) -> Path:
     """`run` itself if it is a run directory; UserError naming what to do otherwise."""
     if not run.exists():
@@ -207,15 +224,17 @@ def read_run(run: Path) -> RunData:
     entries: tuple[Entry, ...] = ()
     with Journal(run, read_only=True) as journal:
         entries = tuple(journal)
+    references, failed = _read_references(run / REFERENCES)
     front = tuple(sorted(_read_front(run / FRONT), key=lambda point: (point.size_bytes, point.latency_ms)))
     return RunData(
         path=run,
         settings=settings,
         front=front,
-        references={reference.name: reference for reference in _read_references(run / REFERENCES)},
+        references=references,
         policies=_read_policies(run, front, entries),
         entries=entries,
         layers=_read_layers(run / NETWORK),
+        failed=failed,
     )
 
 
@@ -234,15 +253,21 @@ def _read_front(path: Path) -> list[Measured]:
     return points
 
 
-def _read_references(path: Path) -> list[Measured]:
+def _read_references(path: Path) -> tuple[dict[str, Measured], dict[str, str]]:
+    """Those that were measured, and why the others failed, by name."""
+    measured: dict[str, Measured] = {}
+    failed: dict[str, str] = {}
     if not path.is_file():
-        return []
+        return measured, failed
     try:
-        return [
-            _measured(row, {name: OnDevice(**figures) for name, figures in row.get("devices", {}).items()})
-            for row in json.loads(path.read_text(encoding="utf-8"))
-        ]
-    except (KeyError, TypeError, ValueError) as error:
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            if row.get("reason"):
+                failed[str(row["name"])] = str(row["reason"])
+            else:
+                devices = {name: OnDevice(**figures) for name, figures in row.get("devices", {}).items()}
+                measured[str(row["name"])] = _measured(row, devices)
+        return measured, failed
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {_fault(error)}") from None
 
 

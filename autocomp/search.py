@@ -12,7 +12,7 @@ from autocomp.errors import RunError, UserError
 from autocomp.journal import Entry, Journal
 from autocomp.outcome import Status
 from autocomp.prepare import Prepared, check_reachable, plain_int8, prepare
-from autocomp.results import measure_references, write_results
+from autocomp.results import References, measure_references, write_results
 from autocomp.run_folder import discard_if_empty, new_run, run_facts, write_settings
 from autocomp.schedule import Report, Schedule
 from autocomp.settings import SearchSettings, workers_of
@@ -50,6 +50,10 @@ def _search(settings: SearchSettings, run: Path, display: Display, known: dict[i
         display.phase("scoring the float network and its plain int8 version")
         # First of all: a network that the devices' files cannot express is refused before there is a run.
         references = measure_references(prepared, run)
+        for name, reason in references.failed.items():
+            display.note(f"{name}: failed: {reason}")
+        if "float" in references.failed:
+            display.note(f"the float network's accuracy is torch's, not a file's: {references.float_accuracy:.2%}")
         facts = run_facts(prepared, run)
         write_settings(run, facts, "running")
         rundir.write_network(run, prepared.bench.traced.spec)
@@ -60,7 +64,7 @@ def _search(settings: SearchSettings, run: Path, display: Display, known: dict[i
                 display.phase(
                     "searching", total=settings.trials, detail=f"{settings.controller} on {prepared.devices.title}"
                 )
-                _run_trials(prepared, schedule, run, references)
+                _run_trials(prepared, schedule, run)
             except KeyboardInterrupt:
                 interrupted = True
             display.phase("scoring the front on the test split")
@@ -69,7 +73,7 @@ def _search(settings: SearchSettings, run: Path, display: Display, known: dict[i
             "seconds": round(time.monotonic() - started, 1),
             "search_seconds": round(schedule.clock() - schedule.started, 1),
             "counts": {str(s): sum(e.outcome.status is s for e in schedule.entries.values()) for s in Status},
-            "float_accuracy": references["float"].accuracy,
+            "float_accuracy": references.float_accuracy,
             "front": len(front),
         }
         write_settings(run, facts, "interrupted" if interrupted else "done")
@@ -84,14 +88,15 @@ def _search(settings: SearchSettings, run: Path, display: Display, known: dict[i
 
 
 def _make_schedule(
-    prepared: Prepared, journal: Journal, references: dict[str, rundir.Measured], seconds: float | None,
+    prepared: Prepared, journal: Journal, references: References, seconds: float | None,
     known: dict[int, Entry], display: Display,
 ) -> Schedule:  # fmt: skip
     settings, devices = prepared.settings, prepared.devices
-    spec, profiles = prepared.bench.traced.spec, [device.profile for device in devices]
-    devices.learn(plain_int8(spec, *profiles), _compiled(references["int8"], devices.primary.name))
+    if "int8" in references.measured:
+        spec, profiles = prepared.bench.traced.spec, [device.profile for device in devices]
+        devices.learn(plain_int8(spec, *profiles), _compiled(references.measured["int8"], devices.primary.name))
     controller = create(settings.controller, prepared.space, devices.joint_costs, devices.joint_budget, settings.seed)
-    controller.aim(references["float"].accuracy)
+    controller.aim(references.float_accuracy)
     workers = workers_of(settings)
     return Schedule(
         controller, devices, journal, lag=2 * workers, trials=settings.trials, seconds=seconds, known=known,
@@ -106,7 +111,7 @@ def _compiled(reference: rundir.Measured, primary: str) -> dict[str, Draft]:
     return {name: Draft(size, latency, 0) for name, (size, latency) in found.items() if size and latency}
 
 
-def _run_trials(prepared: Prepared, schedule: Schedule, run: Path, references: dict[str, rundir.Measured]) -> None:
+def _run_trials(prepared: Prepared, schedule: Schedule, run: Path) -> None:
     from autocomp.ray_tune import Files, run_trials
 
     def on_result(candidate: int, report: Report, files: Files) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from autocomp import rundir
 from autocomp.bench import answers_of, default_metric
+from autocomp.compress.finetune import outputs_of
 from autocomp.display import QuietDisplay
 from autocomp.errors import RunError, UserError
 from autocomp.export.limits import has_limit
@@ -21,7 +23,7 @@ from autocomp.hardware.profile import find_profile
 from autocomp.policy import Policy
 from autocomp.settings import SearchSettings
 from autocomp.tasks import load_task
-from autocomp.tasks.task import Metric
+from autocomp.tasks.task import Metric, Task
 
 #: Outputs of the same file on the same runtime repeat exactly; another CPU rounds differently in a few examples.
 TOLERANCE = 1e-9
@@ -35,7 +37,7 @@ def verify_run(run: Path, *, as_shipped: bool = False) -> list[dict[str, Any]]:
     as_shipped: also score each ONNX file by such a session here, whatever its device.
     Returns a row per file: id, ok, problem, file, size_bytes, accuracy, test_accuracy, limited: whether the file says
     that x86 without VNNI needs a session option to compute it exactly; with `as_shipped` the accuracies by split that a
-    stock session gives.
+    stock session gives. A reference that failed in the run has no file: its row is ok, with the reason as its `note`.
     """
     settings = SearchSettings.of_run(run)
     data = rundir.read_run(run)
@@ -52,7 +54,7 @@ def verify_run(run: Path, *, as_shipped: bool = False) -> list[dict[str, Any]]:
         labels = {name: split.labels for name, split in splits.items()}
         for name in splits:
             if labels[name] is None:
-                labels[name] = answers_of(scorer.score(run / rundir.MODELS / "float.onnx", inputs[name]).outputs)
+                labels[name] = _answers(task, run / rundir.MODELS / "float.onnx", inputs[name], scorer)
         checker = _Checker(run, Path(folder), scorer, inputs, labels, task.metric, compiler, as_shipped)
         local = {profile.name for profile in profiles if profile.is_local_cpu}
         for point in (*data.references.values(), *data.front):
@@ -63,7 +65,16 @@ def verify_run(run: Path, *, as_shipped: bool = False) -> list[dict[str, Any]]:
                 except (RunError, UserError, OSError) as error:
                     row |= {"ok": False, "problem": str(error)}
                 rows.append(row)
-    return rows
+    failed = data.failed.items()
+    return [{"id": name, "ok": True, "problem": "", "note": f"failed: {reason}"} for name, reason in failed] + rows
+
+
+def _answers(task: Task, float_file: Path, inputs: Path, scorer: Scorer) -> NDArray[Any]:
+    """What stands in for labels: of the float file, or of the network itself where the run could not score that."""
+    if float_file.is_file():
+        return answers_of(scorer.score(float_file, inputs).outputs)
+    with torch.no_grad():
+        return answers_of(outputs_of(task.network.eval(), np.load(inputs)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,8 +152,10 @@ def verify(run: Path, *, as_shipped: bool = False, json: bool = False) -> int:
         print_json({"run": str(run), "files": rows, "differ": len(wrong)})
     else:
         for row in rows:
-            print(f"{row['id']}: {'as recorded' if row['ok'] else row.get('problem') or 'differs'}{_stock(row)}")
-        print(f"{len(rows)} files, {len(wrong)} differ from what {run} says")
+            good = row.get("note") or "as recorded"
+            print(f"{row['id']}: {good if row['ok'] else row.get('problem') or 'differs'}{_stock(row)}")
+        files = sum("note" not in row for row in rows)
+        print(f"{files} files, {len(wrong)} differ from what {run} says")
         _print_limits(run, [row["file"] for row in rows if row.get("limited")])
     return FAILED if wrong else DONE
 

@@ -14,6 +14,29 @@ def provenances(run: RunData) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def failed_references(run: RunData) -> list[str]:
+    """What the run has in the place of a reference that could not be measured, a line each."""
+    return [f"{name}: failed: {reason}" for name, reason in run.failed.items()]
+
+
+def compared_with(run: RunData) -> str:
+    """What differences and ratios are against, in sentences."""
+    reference, baseline = run.float_reference, run.baseline
+    if reference is None:
+        against = (
+            "Ratios are against plain int8" if baseline is not None else "Nothing is compared with the float network"
+        )
+        return f"{against}: {'the float file failed' if 'float' in run.failed else 'its file was not measured'}."
+    if baseline is reference:
+        return "Differences and ratios are against the float network."
+    if baseline is None:
+        return "Differences of accuracy are against the float network; no ratios: it does not run on the device."
+    return (
+        "Differences of accuracy are against the float network, ratios against plain int8: the device has no floating "
+        "point. Bytes are those of the compiled file, which the device stores."
+    )
+
+
 def percent(fraction: float | None) -> str:
     """0.98467 → "98.47 %"."""
     return "–" if fraction is None else f"{fraction * 100:.2f} %"

@@ -8,6 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
@@ -20,6 +21,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from autocomp import __version__
+from autocomp.budget import Budget
 from autocomp.outcome import Status
 from autocomp.report import figures
 from autocomp.report.axes import COLOURS, FAINT, FONT, GRID, INK, CostAxis, accuracy_range, label, ticks
@@ -71,6 +73,8 @@ def render(run: RunData) -> str:
         left_alone=settings.get("left_alone") or [],
         removed=_removed(settings.get("removed_choices") or []),
         provenances=provenances(run),
+        compared_with=figures.compared_with(run),
+        failed_references=figures.failed_references(run),
         versions=settings.get("versions") or {},
         command_run=_command_path(run.path),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -107,14 +111,8 @@ def _as_text(value: Any) -> str:
     """A setting as a person writes it. A budget is a mapping in run.yaml."""
     if isinstance(value, dict):
         if "size_bytes" in value or "latency_ms" in value:
-            parts = []
-            if value.get("size_bytes") is not None:
-                parts.append(f"{value['size_bytes']:,} bytes")
-            if value.get("latency_ms") is not None:
-                parts.append(f"{value['latency_ms']:g} ms")
-            if value.get("accuracy_drop") is not None:
-                parts.append(f"{value['accuracy_drop'] * 100:g} points of accuracy lost")
-            return " and ".join(parts) or "no bound"
+            bounds = {bound.name for bound in fields(Budget)}
+            return str(Budget(**{name: bound for name, bound in value.items() if name in bounds}))
         return ", ".join(f"{key} {item}" for key, item in value.items())
     return "" if value is None else str(value)
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from autocomp.report.figures import percent, points, provenances, significant, size, times
+from autocomp.report.figures import failed_references, percent, points, provenances, significant, size, times
 from autocomp.rundir import Measured, OnDevice, RunData
 
 
@@ -30,8 +30,8 @@ def front_table(run: RunData) -> Table:
     for heading in ("valid. %", "test %", "Δ test", "size", beside_size, unit, "low–high", "faster"):
         table.add_column(heading, justify="right", no_wrap=True)
     for measured in run.references.values():
-        last = measured is [*run.references.values()][-1]
-        table.add_row(*_cells(measured, run, factor, with_memory=with_memory), style="dim", end_section=last)
+        table.add_row(*_cells(measured, run, factor, with_memory=with_memory), style="dim")
+    _end_references(table, run)
     for point in run.front:
         table.add_row(*_cells(point, run, factor, with_memory=with_memory))
     return table
@@ -55,12 +55,21 @@ def _several_devices(run: RunData) -> Table:
             gain = run.faster(measured, name)
             latency = measured.devices[name].latency_ms * factor if name in measured.devices else None
             cells.append(significant(latency) + ("" if gain is None else f" {times(gain)}"))
-        last = is_reference and measured is [*run.references.values()][-1]
+        if measured in run.front[:1]:
+            _end_references(table, run)
         table.add_row(
             *_accuracies(measured, reference), size(measured.stored_bytes), *cells,
-            style="dim" if is_reference else None, end_section=last,
+            style="dim" if is_reference else None,
         )  # fmt: skip
     return table
+
+
+def _end_references(table: Table, run: RunData) -> None:
+    """A row for each reference that failed, whose reason is a footnote, and the rule above the front."""
+    for name in run.failed:
+        table.add_row(name, "failed", style="dim")
+    if run.references or run.failed:
+        table.add_section()
 
 
 def _unit_of_time(shown: Sequence[Measured] | Sequence[OnDevice]) -> tuple[str, float]:
@@ -89,9 +98,14 @@ def footnotes(run: RunData) -> list[str]:
     if beyond >= 0.005:
         notes.append(f"Extrapolated beyond what the table measured: up to {beyond:.0%} of a point's latency.")
     if run.front:
-        split = "Δ test: percentage points against the float network."
-        notes.append(f"Accuracy of each file, scored by the runtime; {split}")
-    if run.baseline is not run.float_reference:
+        split = "; Δ test: percentage points against the float network." if run.float_reference is not None else "."
+        notes.append(f"Accuracy of each file, scored by the runtime{split}")
+    notes += failed_references(run)
+    if run.float_reference is None and run.baseline is not None:
+        notes.append("Smaller, faster: than plain int8; there is no float file to compare with.")
+    elif run.baseline is None and run.float_reference is not None:
+        notes.append("Size: what the compiler makes of the file. No ratios: no float runs here, and int8 failed.")
+    elif run.baseline is not run.float_reference:
         notes.append("Size: what the compiler makes of the file. Smaller, faster: than plain int8; no float runs here.")
     for point in run.front:
         if point.cpu_operators:
@@ -135,6 +149,7 @@ def as_document(run: RunData) -> dict[str, Any]:
         "status": settings.get("status", ""),
         "counts": settings.get("counts", {}),
         "references": [asdict(reference) for reference in run.references.values()],
+        "failed_references": [{"name": name, "reason": reason} for name, reason in run.failed.items()],
         "front": [asdict(point) for point in run.front],
         "left_alone": settings.get("left_alone") or [],
     }
