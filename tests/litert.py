@@ -1,9 +1,9 @@
 """LiteRT on the bytes of a model, for tests: integers in, integers out."""
 
 import numpy as np
-import pytest
+from needs import needs
 
-interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+interpreter = needs("ai_edge_litert.interpreter")
 
 
 def run(model: bytes, x: np.ndarray) -> np.ndarray:

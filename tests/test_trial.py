@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from needs import needs
 from torch import nn
-
-pytest.importorskip("ethosu.vela")
-pytest.importorskip("ai_edge_litert.interpreter")
 
 from autocomp import Task
 from autocomp.artifact import Target
@@ -16,6 +14,9 @@ from autocomp.hardware.profile import find_profile
 from autocomp.policy import LayerPolicy, Policy
 from autocomp.tasks.task import Data
 from autocomp.trial import TrialRunner, unexplained_gap
+
+needs("ethosu.vela")
+needs("ai_edge_litert.interpreter")
 
 NPU = find_profile("npu_ethos_u55")
 POLICY = Policy({"0": LayerPolicy(8, "int8"), "4": LayerPolicy(4, "int8")})

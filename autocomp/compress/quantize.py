@@ -115,7 +115,7 @@ def representable_scales(scale: NDArray[np.float32]) -> tuple[np.float32, NDArra
 
 
 class WeightQuantizer(nn.Module):
-    """Quantizes one layer's weight in training; `levels` gives what is written to the file."""
+    """Quantizes one layer's weight in training; after `settle`, to what the file holds."""
 
     def __init__(self, weight: torch.Tensor, decision: LayerPolicy) -> None:
         super().__init__()

@@ -6,7 +6,6 @@ for all layers does, at no cost, and is the very thing that a mixed candidate ha
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import islice
 from typing import ClassVar
 
@@ -191,6 +190,7 @@ class AnchoredController(Controller):
     _edge: frozenset[tuple[int, ...]] = frozenset()
     _retreats = 0
     _ranked: Sequence[tuple[int, float]] = ()
+    _prices: Floats | None = None
 
     @abstractmethod
     def _breed(self, count: int) -> list[Genes]:
@@ -219,6 +219,7 @@ class AnchoredController(Controller):
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
         """See `Controller.tell`. Where the edge of the budget was overstepped, it is looked for again, further in."""
         super().tell(candidate, outcome)
+        self._prices = None  # what this taught about the device is in the costs by now
         if candidate.genes not in self._edge:
             return
         self._edge -= {candidate.genes}
@@ -265,7 +266,9 @@ class AnchoredController(Controller):
             self._ranked = list(zip(rank.tolist(), (-crowding).tolist(), strict=True))
         return self._ranked
 
-    @cached_property
+    @property
     def prices(self) -> Floats:
-        """(G,) see `Moves.prices`."""
-        return self.moves.prices(self.cost)
+        """(G,) see `Moves.prices`. A litter has dozens of parents, so they are kept until the next outcome."""
+        if self._prices is None:
+            self._prices = self.moves.prices(self.cost)
+        return self._prices

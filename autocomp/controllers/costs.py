@@ -20,7 +20,10 @@ class Costs(NamedTuple):
     memory_bytes: Floats
 
 
-#: Genes (n, len(space)) → Costs of the n candidates. Must be a pure function: controllers replay what they asked.
+#: Genes (n, len(space)) → Costs of the n candidates. Within one `ask` the same genes cost the same. From one `ask` to
+#: the next costs may change, by what an outcome taught about the device (`Devices.learn`), ahead of the `tell` that
+#: brings it: they depend on the outcomes told so far and on nothing else, so that a search that is walked again sees
+#: them again. A change shows in what any candidate costs. What a controller keeps of costs holds until the next `tell`.
 CostFunction = Callable[[Genes], Costs]
 
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from autocomp.controllers.anchors import SETTINGS
 from autocomp.controllers.base import Controller
-from autocomp.controllers.costs import violation
 from autocomp.outcome import Candidate, Outcome
 from autocomp.policy import CLUSTERS, FLOAT, HALF, LayerPolicy, Sparsity, Zeros, clustered
 from autocomp.space import Genes
@@ -31,7 +30,11 @@ class UniformController(Controller):
     def _propose(self) -> Genes | None:
         if self._grid is None:
             self._grid = self._make_grid()[::-1]
-        return self._grid.pop() if self._grid else None
+        while self._grid:
+            genes = self._grid.pop()
+            if self.fits(genes):  # by what is known of the device now
+                return genes
+        return None
 
     def _make_grid(self) -> list[Genes]:
         grid = itertools.product(enumerate(QUANTS), enumerate(KEEP_RATIOS), enumerate(SPARSITIES))
@@ -39,8 +42,7 @@ class UniformController(Controller):
         first = [(quant, keep, sparsity) for quant, keep, sparsity in SETTINGS if isinstance(quant, LayerPolicy)]
         settings = [*first, *((quant, keep, sparsity) for (_, quant), (_, keep), (_, sparsity) in ordered)]
         rows = dict.fromkeys(tuple(self.space.uniform(*setting).tolist()) for setting in settings)
-        genes = np.array(list(rows), dtype=np.int64).reshape(len(rows), len(self.space))
-        return list(genes[violation(self.cost(genes), self.budget) <= 0])
+        return list(np.array(list(rows), dtype=np.int64).reshape(len(rows), len(self.space)))
 
     def _learn(self, candidate: Candidate, outcome: Outcome) -> None:
         pass

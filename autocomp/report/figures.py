@@ -23,10 +23,8 @@ def compared_with(run: RunData) -> str:
     """What differences and ratios are against, in sentences."""
     reference, baseline = run.float_reference, run.baseline
     if reference is None:
-        against = (
-            "Ratios are against plain int8" if baseline is not None else "Nothing is compared with the float network"
-        )
-        return f"{against}: {'the float file failed' if 'float' in run.failed else 'its file was not measured'}."
+        reason = "the float file failed" if "float" in run.failed else "the float file was not measured"
+        return f"{'Nothing is compared' if baseline is None else 'Ratios are against plain int8'}: {reason}."
     if baseline is reference:
         return "Differences and ratios are against the float network."
     if baseline is None:

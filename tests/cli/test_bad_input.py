@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from needs import needs
 from PIL import Image
 
 from autocomp import cli
@@ -166,7 +167,7 @@ def test_a_truncated_image(capsys):
     Image.effect_noise((300, 300), 90).save(folder / "cut.jpg")
     whole = (folder / "cut.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    pytest.importorskip("efficientnet_lite_pytorch")
+    needs("efficientnet_lite_pytorch")
     line = refuse(search("--task imagenet --data photos"), capsys)
     assert "photos/tench/cut.jpg cannot be read" in line
     assert "replace or remove it" in line

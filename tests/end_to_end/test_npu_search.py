@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from needs import needs
 
-pytest.importorskip("ethosu.vela")
-interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+needs("ethosu.vela")
+interpreter = needs("ai_edge_litert.interpreter")
 
 pytestmark = pytest.mark.end_to_end
 

@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+from needs import needs
 
 from autocomp.errors import MissingPackage, RunError, UserError
 from autocomp.export.litert_scorer import dequantized, quantized
@@ -13,7 +14,7 @@ from autocomp.export.score import Scorer
 from autocomp.tflite.builder import Affine, ModelBuilder
 from autocomp.worker import Worker, WorkerDied
 
-pytest.importorskip("ai_edge_litert")
+needs("ai_edge_litert")
 
 X, Y = Affine(0.05, -20), Affine(0.1, 4)
 

@@ -8,6 +8,7 @@ import networks
 import numpy as np
 import pytest
 import torch
+from needs import needs
 from networks import INPUTS, images, settled, signals, traced
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,7 +25,7 @@ from autocomp.tasks.mobilenet import MobileNetV2
 from autocomp.tasks.spaces import load_space
 from autocomp.tflite.reader import Model, read_model
 
-pytest.importorskip("ai_edge_litert")
+needs("ai_edge_litert")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from needs import needs_tool
 
 from autocomp.errors import RunError, UserError
 from autocomp.hardware.arm_simulation import catalogue, cores, count, price, sandbox, simulate, table
@@ -344,11 +345,10 @@ def test_catalogue_holds_each_kernel_once_and_in_both_precisions() -> None:
 # ---- the real thing
 
 
-@pytest.mark.skipif(
-    bool(sandbox.missing_tools()), reason=f"programs that are not installed: {', '.join(sandbox.missing_tools())}"
-)
 def test_a_small_convolution_on_a_simulated_a76() -> None:
     """An A76 does at most 8 fp32 multiply-accumulates a cycle (two vector units); a good kernel at least a quarter."""
+    for name, package in sandbox.TOOLS.items():
+        needs_tool(name, package)
     if ctypes.sizeof(ctypes.c_void_p) != 8:
         pytest.skip("the plugin needs a 64-bit host")
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydantic
 import pytest
+from needs import needs
 
 from autocomp.errors import RunError, UserError
 from autocomp.hardware.ethos_u import compiler
@@ -15,7 +16,7 @@ from autocomp.hardware.ethos_u.compiler import Vela, vela_version
 from autocomp.hardware.ethos_u.performance import parse_fallbacks, parse_operators, parse_summary
 from autocomp.tflite.builder import Affine, ModelBuilder
 
-pytest.importorskip("ethosu.vela", reason="the extra npu is not installed")
+needs("ethosu.vela")
 
 U55 = Accelerator(config="ethos-u55-256", system="Ethos_U55_High_End_Embedded", memory_mode="Shared_Sram")
 ANY = Affine(0.02, -128)

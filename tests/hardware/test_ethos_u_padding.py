@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from needs import needs
 from torch import Tensor, nn
 from torch.nn import functional
-
-pytest.importorskip("ethosu.vela")
 
 from autocomp.compress.synthetic import GaussianWeights
 from autocomp.compress.trace import trace
@@ -25,6 +24,8 @@ from autocomp.network import NetworkSpec
 from autocomp.policy import INT8, Policy
 from autocomp.space import SearchSpace, SpaceOptions
 from autocomp.tflite.padding import Border
+
+needs("ethosu.vela")
 
 NPU = find_profile("npu_ethos_u55")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import small_bundle
+from needs import needs_tool
 
 from autocomp.errors import RunError, UserError
 from autocomp.hardware import runner
@@ -22,8 +23,6 @@ from autocomp.hardware.profile import find_profile
 from autocomp.hardware.profiling.results import read_results
 from autocomp.hardware.profiling.ssh import Board, check_board, measure_on
 from autocomp.kernel import Kernel
-
-SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if SSHD is None or shutil.which("ssh-keygen") is None:
-        if os.environ.get("CI"):
-            pytest.fail("no sshd: .ci/run installs openssh-server and openssh-client")
-        pytest.skip("needs sshd and ssh: install openssh-server and openssh-client")
+    sshd = needs_tool("sshd", "openssh-server")
+    needs_tool("ssh-keygen", "openssh-client")
     folder = tmp_path_factory.mktemp("sshd")
     home = folder / "home"
     home.mkdir()
@@ -64,7 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     )
     if os.geteuid() == 0:  # where sshd puts the child that has no privileges yet
         Path("/run/sshd").mkdir(exist_ok=True)
-    command = [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]
+    command = [sshd, "-D", "-e", "-f", str(folder / "sshd_config")]
     with (folder / "log").open("w") as log, subprocess.Popen(command, stderr=log) as process:
         try:
             deadline = time.monotonic() + 30

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 from fabricated import HOSTILE, PROVENANCE, fabricate
+from needs import needs_tool
 
 from autocomp.errors import UserError
 from autocomp.report.html import write_report
@@ -134,17 +135,14 @@ def test_the_still_picture_is_xml_with_every_point_twice(run):
     assert PROVENANCE in picture
 
 
-CHROMIUM = shutil.which("chromium")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 def test_the_script_shows_the_layers_of_the_linked_point(run, tmp_path):
     own = tmp_path / "run"
     shutil.copytree(run, own)
     report = write_report(own)
     name = read_run(own).front[3].name
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+        needs_tool("chromium", "chromium"), "--headless",
+        "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
         "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom",
         f"{report.as_uri()}#{name}",
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from needs import needs
 
 from autocomp.compress.trace import trace
 from autocomp.errors import UserError
@@ -48,7 +49,7 @@ def test_one_seed_one_network_and_the_callers_generator_is_left_alone() -> None:
 
 
 def test_efficientnet_lite_executes_the_same_kernels_as_the_package_with_its_weights() -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="needs autocomp[imagenet]")
+    needs("efficientnet_lite_pytorch")
     network = build("efficientnet_lite0")
     ours, theirs = (
         trace(module, network.example, "efficientnet_lite0").spec

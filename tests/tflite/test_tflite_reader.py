@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from needs import needs
 
 from autocomp.errors import UserError
 from autocomp.tflite.builder import Affine, ModelBuilder, Tensor
 from autocomp.tflite.reader import read_model
 
-pytest.importorskip("ai_edge_litert")
+needs("ai_edge_litert")
 
 
 def built() -> tuple[ModelBuilder, Tensor]:

@@ -68,11 +68,6 @@ def check_qemu(version_text: str) -> None:
         )
 
 
-def missing_tools() -> list[str]:
-    """Names of the host programs that are not installed."""
-    return [name for name in TOOLS if shutil.which(name) is None]
-
-
 @dataclass(frozen=True)
 class Sandbox:
     """A prepared sandbox.
