@@ -17,6 +17,7 @@ class SearchState:
     trials_done counts complete, failed and infeasible ones. trials_total is None where only time bounds the search.
     best_accuracy: on the validation split, in [0, 1]. best_accuracy, smallest_bytes and fastest_ms are over the
     complete trials, None before the first. seconds: since the search began. seconds_left: None while unknown.
+    on_front: whether the trial that ended is on the front, for the first time.
     """
 
     trials_done: int
@@ -30,6 +31,7 @@ class SearchState:
     seconds: float = 0.0
     seconds_left: float | None = None
     running: int = 0
+    on_front: bool = False
 
 
 class Display(Protocol):

@@ -2,12 +2,13 @@
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from autocomp import rundir
 from autocomp.artifact import Draft
 from autocomp.controllers import create
-from autocomp.display import Display
+from autocomp.display import Display, SearchState
 from autocomp.errors import RunError, UserError
 from autocomp.journal import Entry, Journal
 from autocomp.outcome import Status
@@ -98,10 +99,16 @@ def _make_schedule(
     controller = create(settings.controller, prepared.space, devices.joint_costs, devices.joint_budget, settings.seed)
     controller.aim(references.float_accuracy)
     workers = workers_of(settings)
-    return Schedule(
+
+    def ended(entry: Entry, state: SearchState) -> None:
+        new = entry.id not in known and entry.outcome.status is Status.COMPLETE
+        display.trial(entry, replace(state, on_front=new and entry in schedule.front()))
+
+    schedule = Schedule(
         controller, devices, journal, lag=2 * workers, trials=settings.trials, seconds=seconds, known=known,
-        on_entry=display.trial,
+        on_entry=ended,
     )  # fmt: skip
+    return schedule
 
 
 def _compiled(reference: rundir.Measured, primary: str) -> dict[str, Draft]:

@@ -14,9 +14,10 @@ import yaml
 from rich.console import Console
 
 from autocomp.commands.run import report, verify
-from autocomp.display import QuietDisplay
+from autocomp.display import QuietDisplay, SearchState
 from autocomp.errors import RunError, UserError
 from autocomp.export.score import Scorer
+from autocomp.journal import Entry
 from autocomp.outcome import Candidate
 from autocomp.report.figures import compared_with
 from autocomp.report.html import render
@@ -58,6 +59,10 @@ def unlabelled():
 class Notes(QuietDisplay):
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.on_front: list[str] = []
+
+    def trial(self, entry: Entry, state: SearchState) -> None:
+        self.on_front += [str(entry.id)] * state.on_front
 
     def note(self, text: str) -> None:
         self.texts.append(text)
@@ -100,7 +105,10 @@ def search(tmp_path_factory):
             patch.chdir(folder)
             patch.setattr(Scorer, "score", refusing(failing))
             patch.setattr("autocomp.ray_tune.run_trials", in_this_process)
-            return run_search(settings, display), display.texts
+            found = run_search(settings, display)
+        # Whoever watches was told of each point of the front when it was found.
+        assert {point.name for point in read_run(found).front} <= set(display.on_front)
+        return found, display.texts
 
     return lambda failing, function="task": run(frozenset(failing), function)
 

@@ -48,6 +48,15 @@ def _found(state: SearchState) -> list[str]:
     ]
 
 
+def _figures(entry: Entry) -> str:
+    """What a complete trial found: accuracy, bytes, and latency on each device."""
+    outcome, devices = entry.outcome, entry.details.get("devices", {})
+    found = [f"{milliseconds(figures['latency_ms'])} on {name}" for name, figures in devices.items()]
+    return ", ".join(
+        [percent(outcome.accuracy), size(outcome.size_bytes), *(found or [milliseconds(outcome.latency_ms)])]
+    )
+
+
 class _Watch:
     """What both displays remember: the phase, when it began, and the last reason for a trial without a file."""
 
@@ -186,7 +195,7 @@ class LiveDisplay:
 
 
 class PlainDisplay:
-    """A line for each phase, each note and each new reason, and one on the search every few seconds."""
+    """A line for each phase, note, point of the front and new reason, and one on the search every few seconds."""
 
     def __init__(self, stream: TextIO, interval_s: float = PLAIN_INTERVAL_S) -> None:
         self._stream = stream
@@ -213,6 +222,9 @@ class PlainDisplay:
         if reason and reason not in self._reasons and len(self._reasons) < 20:
             self._reasons.add(reason)
             self._line(f"trial {entry.id} {reason}")
+        if state.on_front:
+            seconds = time.monotonic() - self._watch.began
+            self._line(f"on the front: {entry.id}: {_figures(entry)}, {seconds:.0f} s after the start")
         self._maybe()
 
     def note(self, text: str) -> None:

@@ -57,6 +57,20 @@ def test_plain_says_where_it_stood_when_interrupted():
     assert "2/40 trials" in stream.getvalue().splitlines()[-1]
 
 
+def test_plain_has_a_line_for_each_new_point_of_the_front():
+    stream = io.StringIO()
+    with PlainDisplay(stream, interval_s=3600) as display:
+        display.phase("searching", 40)
+        display.trial(trial(0), state(1, on_front=True))
+        display.trial(trial(1), state(2))
+        several = {"mobile_arm": {"latency_ms": 0.41}, "my_npu": {"latency_ms": 1.5}}
+        display.trial(Entry(2, (0,), Policy(), COMPLETE, details={"devices": several}), state(3, on_front=True))
+        lines = [line for line in stream.getvalue().splitlines() if "on the front" in line]
+    assert len(lines) == 2
+    assert "on the front: 0: 98.00 %, 214 kB, 0.410 ms, 0 s after the start" in lines[0]
+    assert "on the front: 2: 98.00 %, 214 kB, 0.410 ms on mobile_arm, 1.50 ms on my_npu, 0 s after" in lines[1]
+
+
 def test_the_time_left_is_as_told_where_somebody_knows_it():
     stream = io.StringIO()
     with PlainDisplay(stream, interval_s=0) as display:
