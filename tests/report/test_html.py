@@ -3,14 +3,16 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import pytest
 from fabricated import HOSTILE, PROVENANCE, fabricate
 from needs import needs_tool
 
+from autocomp.budget import Budget
 from autocomp.errors import UserError
-from autocomp.report.html import write_report
+from autocomp.report.html import render, write_report
 from autocomp.report.svg import front_svg
 from autocomp.rundir import read_run
 
@@ -124,6 +126,25 @@ def test_a_damaged_run_is_a_fault_that_names_its_file(run, tmp_path, name, conte
     with pytest.raises(UserError, match=re.escape(expected)) as fault:
         write_report(own)
     assert name in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"memory_bytes": 2_000_000}, "2,000,000 bytes of memory"),
+        ({"latency_ms": 2.5, "memory_bytes": 64_000}, "2.5 ms and 64,000 bytes of memory"),
+        ({"size_bytes": 4_000_000, "accuracy_drop": 0.005}, "4,000,000 bytes and 0.5 points of accuracy lost"),
+        ({}, "no bound"),
+    ],
+)
+def test_the_page_spells_a_budget_as_everything_else_does(run, bounds, expected):
+    data = read_run(run)
+    for device in (False, True):
+        facts = {"budget": asdict(Budget(**bounds))}
+        settings = {**data.settings, **(facts | {"devices": {"one": facts, "two": facts}} if device else facts)}
+        page = render(replace(data, settings=settings))
+        assert f"<dd>{expected}</dd>" in page
+        assert expected == str(Budget(**bounds))
 
 
 def test_the_still_picture_is_xml_with_every_point_twice(run):

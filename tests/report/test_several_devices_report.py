@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
 from fabricated import HOSTILE, fabricate
 from rich.console import Console
 
+from autocomp.report.figures import compared_with
 from autocomp.report.html import render
 from autocomp.report.svg import front_svg
 from autocomp.report.table import as_document, front_table, print_front
@@ -110,3 +112,34 @@ def test_the_picture_has_a_panel_for_each_device(several):
     for name in DEVICES:
         assert picture.count(f"latency on {name} (darker: less bytes)") == 1
     assert picture.count('stroke-dasharray="4 3"') == 2  # a bound of bytes, a bound of time
+
+
+def test_a_reference_that_failed_stands_among_the_rows(several):
+    data = read_run(several)
+    left = {"float": data.references["float"]}
+    data = replace(data, references=left, failed={"int8": f"the file does not load: {HOSTILE}"})
+    console = Console(file=io.StringIO(), width=160)
+    print_front(data, console)
+    lines = console.file.getvalue().splitlines()
+    assert any(re.match(r"\s*int8\s+failed\s*$", line) for line in lines)
+    assert f"int8: failed: the file does not load: {HOSTILE}" in console.file.getvalue()
+    page = render(data)
+    assert 'colspan="14">failed: the file does not load: &lt;script&gt;' in page  # all columns but the name's
+    assert HOSTILE not in page
+
+
+def test_ratios_are_left_out_where_there_is_nothing_to_divide_by(several):
+    """Float does not run on the device, and plain int8 failed."""
+    data = read_run(several)
+    float_only = replace(
+        data.references["float"], latency_ms=None, latency_low_ms=None, latency_high_ms=None, devices={}
+    )
+    data = replace(data, references={"float": float_only}, failed={"int8": "it does not compile"})
+    assert data.baseline is None
+    assert [data.smaller(point) for point in data.front] == [None] * len(data.front)
+    assert [data.faster(point, "raspberry_pi_9") for point in data.front] == [None] * len(data.front)
+    assert "no ratios" in compared_with(data)
+    assert compared_with(data) in render(data)
+    console = Console(file=io.StringIO(), width=160)
+    print_front(data, console)
+    assert "No ratios: no float runs here, and int8 failed." in console.file.getvalue()
