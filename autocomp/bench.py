@@ -6,9 +6,13 @@ is not in it: selection never sees it.
 
 import hashlib
 import json
+import sys
+import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -19,7 +23,11 @@ from numpy.typing import NDArray
 from autocomp.compress.finetune import outputs_of
 from autocomp.compress.trace import Traced, load, trace
 from autocomp.errors import UserError
-from autocomp.tasks.task import Loss, Metric, Task, top1
+from autocomp.tasks import own_folders
+from autocomp.tasks.check import chance_note, check_metric, check_outputs, check_training, judge_of
+from autocomp.tasks.judge import Judge, splits_of
+from autocomp.tasks.labels import Split
+from autocomp.tasks.task import Task
 
 _SETTINGS, _FUNCTIONS = "bench.json", "functions.pickle"
 
@@ -32,29 +40,35 @@ class Bench:
 
     @classmethod
     def make(cls, task: Task, folder: Path) -> "Bench":
-        """Trace the task's network and write the bench. UserError where the network cannot be traced or scored."""
+        """Trace the task's network and write the bench. UserError where the network cannot be traced,
+        or where its metric, its loss or a training step fails."""
         traced = trace(task.network, task.example, task.name, folder)
         train, validation = task.train, task.validation
         np.save(folder / "train_inputs.npy", train.inputs)
         np.save(folder / "validation_inputs.npy", validation.inputs)
-        teacher = outputs_of(traced.graph, train.inputs)
-        np.save(folder / "train_teacher.npy", teacher)
         reference = outputs_of(traced.graph, validation.inputs)
-        labels = validation.labels
-        if labels is None:  # agreement with the float network
-            labels = answers_of(reference)
-        np.save(folder / "validation_labels.npy", labels)
-        if train.labels is not None:
-            np.save(folder / "train_labels.npy", train.labels)
-        metric, loss = task.metric, task.loss
-        if metric is None:
-            metric = default_metric(reference, labels)
-        if loss is None:
-            loss = _default_loss(reference, train.labels)
-        _check_metric(metric, reference, labels)
-        # By value: a user's own module cannot be imported on another machine.
-        (folder / _FUNCTIONS).write_bytes(_by_value((metric, loss)))
-        settings = {"epochs": task.epochs, "batch_size": task.batch_size, "learning_rate": task.learning_rate}
+        check_outputs(reference, validation.inputs, "the validation split")
+        judge = judge_of(task, reference)
+        # All that is cheap to find wrong is found ahead of the outputs for training, which take a while.
+        for split in splits_of(task):
+            judge.encode(split)
+        check_metric(judge, task, reference)
+        teacher = outputs_of(traced.graph, train.inputs)
+        check_outputs(teacher, train.inputs, "the training split")
+        judge, targets = check_training(judge, task, traced.graph, teacher)
+        np.save(folder / "train_teacher.npy", teacher)
+        np.save(folder / "validation_labels.npy", judge.labels_of(Split("Task.validation", validation.labels), reference))
+        if targets is not None:
+            np.save(folder / "train_labels.npy", targets)
+        folders = own_folders()
+        # By value: a user's own modules cannot be imported on another machine.
+        (folder / _FUNCTIONS).write_bytes(_by_value(judge, folders))
+        notes = [judge.describe(), chance_note(judge, task, reference)]
+        settings = {
+            "epochs": task.epochs, "batch_size": task.batch_size, "learning_rate": task.learning_rate,
+            "judge": judge.facts(), "notes": [note for note in notes if note],
+            "folders": [str(place) for place in folders],
+        }  # fmt: skip
         (folder / _SETTINGS).write_text(json.dumps(settings))
         return cls(folder)
 
@@ -86,23 +100,24 @@ class Bench:
         return dict(json.loads((self.folder / _SETTINGS).read_text()))
 
     @cached_property
-    def _functions(self) -> tuple[Metric, Loss]:
-        metric, loss = cloudpickle.loads((self.folder / _FUNCTIONS).read_bytes())
-        return metric, loss
+    def judge(self) -> Judge:
+        """How outputs are judged, and what training minimizes."""
+        for place in self.settings["folders"]:  # what a metric imports when it is called
+            if place not in sys.path and Path(place).is_dir():
+                sys.path.append(place)
+        judge: Judge = cloudpickle.loads((self.folder / _FUNCTIONS).read_bytes())
+        return judge
 
     @property
-    def metric(self) -> Metric:
-        return self._functions[0]
-
-    @property
-    def loss(self) -> Loss:
-        return self._functions[1]
+    def notes(self) -> list[str]:
+        """What was taken for what, and what looks wrong: for the user to read before the search, a line each."""
+        return [str(note) for note in self.settings["notes"]]
 
     def _array(self, name: str) -> NDArray[Any]:
         return np.asanyarray(np.load(self.folder / name, mmap_mode="r"))
 
     @property
-    def train_inputs(self) -> NDArray[np.float32]:
+    def train_inputs(self) -> NDArray[Any]:
         return self._array("train_inputs.npy")
 
     @property
@@ -118,7 +133,7 @@ class Bench:
         return self.folder / "validation_inputs.npy"
 
     @property
-    def validation_inputs(self) -> NDArray[np.float32]:
+    def validation_inputs(self) -> NDArray[Any]:
         return self._array("validation_inputs.npy")
 
     @property
@@ -126,58 +141,30 @@ class Bench:
         return self._array("validation_labels.npy")
 
 
-def answers_of(outputs: NDArray[Any]) -> NDArray[Any]:
-    """What stands in for labels where there are none: the class of largest score, or the outputs themselves."""
-    return outputs.argmax(axis=1) if outputs.ndim == 2 else outputs
-
-
-def default_metric(outputs: NDArray[Any], labels: NDArray[Any]) -> Metric:
-    """Top-1 accuracy for class scores; for anything else 1 / (1 + relative squared error) against the targets."""
-    if outputs.ndim == 2 and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
-        return top1
-    return relative_fit
-
-
-def relative_fit(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
-    """1 for a perfect match, 0.5 where the error is as large as the targets' own variance."""
-    error = float(np.square(np.asarray(outputs).reshape(targets.shape) - targets).mean())
-    return 1.0 / (1.0 + error / max(float(np.var(targets)), 1e-12))
-
-
-def classification_loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(outputs, labels.long())
-
-
-def regression_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.mse_loss(outputs, targets.reshape(outputs.shape).float())
-
-
-def _default_loss(outputs: NDArray[Any], labels: NDArray[Any] | None) -> Loss:
-    whole = labels is not None and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
-    return classification_loss if whole and outputs.ndim == 2 else regression_loss
-
-
-def _by_value(functions: tuple[Metric, Loss]) -> bytes:
-    import sys
-
-    modules = {getattr(f, "__module__", "") for f in functions}
-    own = [sys.modules[m] for m in modules if m in sys.modules and not m.startswith(("autocomp.", "torch", "numpy"))]
-    own = [m for m in own if m.__name__ != "__main__" and m.__name__.startswith("autocomp_task_")]
+def _by_value(judge: Judge, folders: Sequence[Path]) -> bytes:
+    """The judge as bytes, with what modules in `folders` define."""
+    own = [module for name, module in list(sys.modules.items()) if name != "__main__" and _is_in(module, folders)]
     for module in own:
         cloudpickle.register_pickle_by_value(module)
     try:
-        return bytes(cloudpickle.dumps(functions))
+        return bytes(cloudpickle.dumps(judge))
+    except Exception as error:
+        raise UserError(
+            f"the task's metric or loss cannot be sent to the workers: {type(error).__name__}: {error}; what they hold "
+            "must be picklable: open files and connections inside the function"
+        ) from error
     finally:
         for module in own:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _check_metric(metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> None:
-    try:
-        value = float(metric(outputs, labels))
-    except Exception as error:
-        raise UserError(f"the task's metric fails on the float network's outputs {outputs.shape}: {error}") from error
-    if not 0 <= value <= 1:
-        raise UserError(
-            f"the task's metric must lie in [0, 1], higher is better; it gave {value:g} for the float network"
-        )
+def _is_in(module: ModuleType, folders: Sequence[Path]) -> bool:
+    """Whether a module lies beside a task file or under its folder, and is no installed package."""
+    path = getattr(module, "__file__", None)
+    if path is None or module.__name__.partition(".")[0] in ("autocomp", "cloudpickle"):
+        return False
+    if {"site-packages", "dist-packages"} & set(Path(path).parts) or module.__name__ in sys.stdlib_module_names:
+        return False
+    place = Path(path).resolve()
+    standard = Path(sysconfig.get_paths()["stdlib"]).resolve()
+    return not place.is_relative_to(standard) and any(place.is_relative_to(folder) for folder in folders)

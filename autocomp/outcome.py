@@ -12,7 +12,6 @@ class Status(StrEnum):
 
     COMPLETE = "complete"
     INFEASIBLE = "infeasible"
-    PRUNED = "pruned"
     FAILED = "failed"
 
 

@@ -78,6 +78,8 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
     task = _load_task(settings, display)
     display.phase("tracing the network", detail=task.name)
     bench = Bench.make(task, folder)
+    for note in bench.notes:
+        display.note(note)
     traced = bench.traced
     for profile in profiles:
         _check_expressible(traced.spec, profile)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from autocomp import rundir
 from autocomp.artifact import Artifact, Target
-from autocomp.bench import answers_of
 from autocomp.budget import Budget
 from autocomp.compress.finetune import outputs_of
 from autocomp.devices import Device, Devices, Figures
@@ -23,6 +22,7 @@ from autocomp.journal import Entry
 from autocomp.policy import Policy
 from autocomp.prepare import Prepared, plain_int8
 from autocomp.schedule import Schedule, pareto_front
+from autocomp.tasks.labels import Split
 from autocomp.trial import TrialRunner
 from autocomp.whole_file import write_whole
 
@@ -87,7 +87,8 @@ def _reference(prepared: Prepared, name: str, policy: Policy, run: Path, test: "
 def _by_torch(prepared: Prepared) -> float:
     """Accuracy of the float network on the validation split without a file, in [0, 1]."""
     bench = prepared.bench
-    return float(bench.metric(outputs_of(bench.traced.graph, bench.validation_inputs), bench.validation_labels))
+    outputs = outputs_of(bench.traced.graph, bench.validation_inputs)
+    return bench.judge.score(outputs, np.asarray(bench.validation_labels))
 
 
 def _figures(device: Device, policy: Policy, artifact: Artifact) -> Figures:
@@ -156,13 +157,13 @@ class TestSplit:
 
     def __init__(self, prepared: Prepared, folder: Path) -> None:
         self.data = prepared.task.test
-        self.metric = prepared.bench.metric
+        self.judge = prepared.bench.judge
         self.path = folder / "held_out.npy"
         # A file for this machine's CPU is held to what a user's own session computes here, others to their device's.
         self.stock = prepared.profile.is_local_cpu
         self.layers = layer_outputs(prepared.bench.traced)
         self._graph = prepared.bench.traced.graph
-        self._labels: NDArray[Any] | None = self.data.labels
+        self._labels: NDArray[Any] | None = None
         np.save(self.path, self.data.inputs)
 
     def accuracy(self, model: Path, scorer: Scorer, float_file: Path) -> float:
@@ -171,9 +172,14 @@ class TestSplit:
         A float file that failed is not there: then it is torch that answers.
         """
         if self._labels is None:
-            answers = scorer.score(float_file, self.path).outputs if float_file.is_file() else None
-            self._labels = answers_of(outputs_of(self._graph, self.data.inputs) if answers is None else answers)
-        return float(self.metric(scorer.score(model, self.path, stock=self.stock).outputs, self._labels))
+            outputs = None if self.data.labels is not None else self._float_outputs(scorer, float_file)
+            self._labels = self.judge.labels_of(Split("Task.test", self.data.labels), outputs)
+        return self.judge.score(scorer.score(model, self.path, stock=self.stock).outputs, self._labels)
+
+    def _float_outputs(self, scorer: Scorer, float_file: Path) -> NDArray[Any]:
+        if float_file.is_file():
+            return scorer.score(float_file, self.path).outputs
+        return outputs_of(self._graph, self.data.inputs)
 
 
 def admitted(entries: Sequence[Entry], budget: Budget, float_accuracy: float) -> list[Entry]:

@@ -94,6 +94,7 @@ def run_facts(prepared: Prepared, run: Path) -> dict[str, Any]:
         "profile_digest": prepared.profile.digest(),
         **_several(prepared.devices),
         "bench_digest": prepared.bench.digest,
+        "judge": prepared.bench.settings["judge"],
         "examples": {
             "train": len(prepared.task.train), "validation": len(prepared.task.validation),
             "test": len(prepared.task.test),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from autocomp.artifact import Artifact, Draft, Target
-from autocomp.bench import Bench, answers_of
+from autocomp.bench import Bench
 from autocomp.compress.finetune import finetune, outputs_of
 from autocomp.compress.network import CompressedNetwork, QuantizedNetwork
 from autocomp.compress.prune import select_channels
@@ -163,7 +163,7 @@ class TrialRunner(Closing):
             if faults:
                 raise RunError("; ".join(faults[:3]))
             written[suffix] = Artifact(self._accuracy(scored.outputs), size)
-            gap = unexplained_gap(simulated, scored.outputs, self._accuracy)
+            gap = unexplained_gap(simulated, scored.outputs, self._accuracy, self.bench.judge.changed)
             if gap:
                 raise RunError(gap)
         artifacts = {}
@@ -233,14 +233,17 @@ class TrialRunner(Closing):
         return finetune(
             network.module, bench.train_inputs, bench.train_labels, bench.train_teacher, epochs=epochs,
             batch_size=int(bench.settings["batch_size"]), learning_rate=faster * float(bench.settings["learning_rate"]),
-            seed=seed, loss=bench.loss, log_scales=scales,
+            seed=seed, loss=bench.judge.training_loss, distillation=bench.judge.distillation, log_scales=scales,
         )  # fmt: skip
 
     def _accuracy(self, outputs: np.ndarray) -> float:
-        return float(self.bench.metric(outputs, np.asarray(self.bench.validation_labels)))
+        return self.bench.judge.score(outputs, np.asarray(self.bench.validation_labels))
 
 
-def unexplained_gap(simulated: np.ndarray, outputs: np.ndarray, accuracy: Callable[[np.ndarray], float]) -> str:
+def unexplained_gap(
+    simulated: np.ndarray, outputs: np.ndarray, accuracy: Callable[[np.ndarray], float],
+    count_changed: Callable[[np.ndarray, np.ndarray], float],
+) -> str:  # fmt: skip
     """Why outputs of a file, (n, …), cannot be those that torch simulated; "" if rounding may explain the difference.
 
     A file that is not what was trained must not reach the front, in whichever direction it is off. Where rounding alone
@@ -248,9 +251,7 @@ def unexplained_gap(simulated: np.ndarray, outputs: np.ndarray, accuracy: Callab
     that was compressed to near nothing answers at random, and many change.
     """
     expected, found, count = accuracy(simulated), accuracy(outputs), len(outputs)
-    changed = 0
-    if simulated.ndim == 2 and simulated.shape[1] > 1:
-        changed = int((answers_of(simulated) != answers_of(outputs)).sum())
+    changed = count_changed(simulated, outputs)
     tolerance = max(0.01, 4 / count, 3 * changed**0.5 / count)
     if abs(expected - found) <= tolerance:
         return ""

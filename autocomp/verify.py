@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from autocomp import rundir
-from autocomp.bench import answers_of, default_metric
 from autocomp.compress.finetune import outputs_of
 from autocomp.display import QuietDisplay
 from autocomp.errors import RunError, UserError
@@ -23,7 +22,10 @@ from autocomp.hardware.profile import find_profile
 from autocomp.policy import Policy
 from autocomp.settings import SearchSettings
 from autocomp.tasks import load_task
-from autocomp.tasks.task import Metric, Task
+from autocomp.tasks.check import judge_of
+from autocomp.tasks.judge import Judge, recorded_scale
+from autocomp.tasks.labels import Split
+from autocomp.tasks.task import Task
 
 #: Outputs of the same file on the same runtime repeat exactly; another CPU rounds differently in a few examples.
 TOLERANCE = 1e-9
@@ -51,11 +53,12 @@ def verify_run(run: Path, *, as_shipped: bool = False) -> list[dict[str, Any]]:
         inputs = {name: Path(folder, f"{name}.npy") for name in splits}
         for name, split in splits.items():
             np.save(inputs[name], split.inputs)
-        labels = {name: split.labels for name, split in splits.items()}
-        for name in splits:
-            if labels[name] is None:
-                labels[name] = _answers(task, run / rundir.MODELS / "float.onnx", inputs[name], scorer)
-        checker = _Checker(run, Path(folder), scorer, inputs, labels, task.metric, compiler, as_shipped)
+        own = {
+            name: _float_outputs(task, run / rundir.MODELS / "float.onnx", inputs[name], scorer) for name in splits
+        }
+        judge = judge_of(task, own["accuracy"], recorded_scale(data.settings.get("judge")))
+        labels = {name: judge.labels_of(Split(name, split.labels), own[name]) for name, split in splits.items()}
+        checker = _Checker(run, Path(folder), scorer, inputs, labels, judge, compiler, as_shipped)
         local = {profile.name for profile in profiles if profile.is_local_cpu}
         for point in (*data.references.values(), *data.front):
             for claim in _claims(point, profiles[0].name, accelerators, local):
@@ -69,12 +72,12 @@ def verify_run(run: Path, *, as_shipped: bool = False) -> list[dict[str, Any]]:
     return [{"id": name, "ok": True, "problem": "", "note": f"failed: {reason}"} for name, reason in failed] + rows
 
 
-def _answers(task: Task, float_file: Path, inputs: Path, scorer: Scorer) -> NDArray[Any]:
-    """What stands in for labels: of the float file, or of the network itself where the run could not score that."""
+def _float_outputs(task: Task, float_file: Path, inputs: Path, scorer: Scorer) -> NDArray[Any]:
+    """Of the float file, or of the network itself where the run could not score that."""
     if float_file.is_file():
-        return answers_of(scorer.score(float_file, inputs).outputs)
+        return scorer.score(float_file, inputs).outputs
     with torch.no_grad():
-        return answers_of(outputs_of(task.network.eval(), np.load(inputs)))
+        return outputs_of(task.network.eval(), np.load(inputs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +125,8 @@ class _Checker:
     scratch: Path
     scorer: Scorer
     inputs: Mapping[str, Path]
-    labels: Mapping[str, NDArray[Any] | None]
-    metric: Metric | None
+    labels: Mapping[str, NDArray[Any]]
+    judge: Judge
     compiler: str
     as_shipped: bool = False
 
@@ -136,12 +139,10 @@ class _Checker:
         layers = {} if policy is None else dict.fromkeys(policy.layers, "")
         for name, claimed in claim.accuracies.items():
             scored = self.scorer.score(path, self.inputs[name], layers, stock=claim.local and not limited)
-            labels = np.asarray(self.labels[name])
-            judge = self.metric or default_metric(scored.outputs, labels)
-            found[name] = float(judge(scored.outputs, labels))
+            found[name] = self.judge.score(scored.outputs, self.labels[name])
             if self.as_shipped and path.suffix == ".onnx":
                 stock = self.scorer.score(path, self.inputs[name], stock=True)
-                found.setdefault("as_shipped", {})[name] = float(judge(stock.outputs, labels))
+                found.setdefault("as_shipped", {})[name] = self.judge.score(stock.outputs, self.labels[name])
             if claimed is not None and abs(found[name] - claimed) > TOLERANCE:
                 problems.append(f"{name} {found[name]:.6f} now, {claimed:.6f} recorded")
         if policy is not None:

@@ -77,6 +77,10 @@ def top1(outputs: np.ndarray) -> float:
     return float((outputs.argmax(1) == LABELS).mean())
 
 
+def changed(outputs: np.ndarray, others: np.ndarray) -> int:
+    return int((outputs.argmax(1) != others.argmax(1)).sum())
+
+
 def answers(right: float, seed: int) -> np.ndarray:
     """Scores of 10 classes, of which so large a share answers rightly."""
     rng = np.random.default_rng(seed)
@@ -87,14 +91,14 @@ def answers(right: float, seed: int) -> np.ndarray:
 
 def test_a_file_that_answers_as_simulated_passes_and_one_that_answers_otherwise_does_not():
     simulated = answers(0.9, 1)
-    assert unexplained_gap(simulated, simulated, top1) == ""
+    assert unexplained_gap(simulated, simulated, top1, changed) == ""
     damaged = simulated.copy()
     damaged[:20] = -damaged[:20]  # 5 points lost, all in one direction
-    assert "torch simulated" in unexplained_gap(simulated, damaged, top1)
-    assert unexplained_gap(simulated, np.roll(simulated, 1, axis=1), top1)
+    assert "torch simulated" in unexplained_gap(simulated, damaged, top1, changed)
+    assert unexplained_gap(simulated, np.roll(simulated, 1, axis=1), top1, changed)
 
 
 def test_many_answers_of_a_ruined_network_may_change_both_ways():
     one, other = answers(0.3, 1), answers(0.3, 2)
     assert abs(top1(one) - top1(other)) > 0.01
-    assert unexplained_gap(one, other, top1) == ""
+    assert unexplained_gap(one, other, top1, changed) == ""

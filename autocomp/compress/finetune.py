@@ -1,6 +1,7 @@
 """Finetuning by distillation from the float network, with or without labels, quantizers in place or not."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +41,8 @@ def distillation_loss(outputs: torch.Tensor, teacher: torch.Tensor, temperature:
 
 def finetune(
     module: nn.Module,
-    inputs: NDArray[np.float32],
-    labels: NDArray[np.int64] | None,
+    inputs: NDArray[Any],
+    labels: NDArray[Any] | None,
     teacher: NDArray[np.float32],
     *,
     epochs: float,
@@ -49,13 +50,15 @@ def finetune(
     learning_rate: float,
     seed: int,
     loss: Loss | None = None,
+    distillation: Loss | None = None,
     label_weight: float = 0.3,
     log_scales: list[nn.Parameter] | None = None,
 ) -> float:
     """Train `module` in place; returns the mean loss of the last tenth of the steps, NaN if it diverged.
 
     inputs: (n, …). teacher: the float network's outputs on them, (n, …); computed once, since every trial distils
-    from the same network. labels with `loss` add a share of `label_weight`. log_scales learn ten times faster than
+    from the same network. labels with `loss` add a share of `label_weight`. distillation: (outputs, teacher)
+    → scalar, `distillation_loss` by default. log_scales learn ten times faster than
     weights: they are logarithms, and there are few of them.
     """
     if epochs <= 0:
@@ -74,7 +77,8 @@ def finetune(
         lambda step: (step + 1) / warmup if step < warmup
         else 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, len(plan) - warmup))),
     )  # fmt: skip
-    images = inputs.ndim == 4
+    distil = distillation_loss if distillation is None else distillation
+    images = inputs.ndim == 4 and inputs.dtype.kind == "f"
     if images:
         module.to(memory_format=torch.channels_last)  # twice as fast on a CPU: depthwise convolutions
     recent: list[float] = []
@@ -83,7 +87,7 @@ def finetune(
         if images:
             x = x.contiguous(memory_format=torch.channels_last)
         outputs = module(x)
-        total = distillation_loss(outputs, torch.from_numpy(np.array(teacher[index])))
+        total = distil(outputs, torch.from_numpy(np.array(teacher[index])))
         if labels is not None and loss is not None:
             total = (1 - label_weight) * total + label_weight * loss(outputs, torch.from_numpy(np.array(labels[index])))
         optimizer.zero_grad(set_to_none=True)
@@ -100,7 +104,7 @@ def finetune(
 
 
 @torch.no_grad()
-def outputs_of(module: nn.Module, inputs: NDArray[np.float32], batch_size: int = 64) -> NDArray[np.float32]:
+def outputs_of(module: nn.Module, inputs: NDArray[Any], batch_size: int = 64) -> NDArray[np.float32]:
     """Outputs of a torch network on (n, …) inputs."""
     pieces = [
         module(torch.from_numpy(np.array(inputs[i : i + batch_size]))).numpy()

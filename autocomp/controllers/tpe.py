@@ -103,8 +103,6 @@ class TpeController(AnchoredController):
         short = self.shortage(outcome.accuracy or 0.0) if outcome.status is Status.COMPLETE else 0.0
         if outcome.status is Status.COMPLETE and not short:
             self._study.tell(number, values=list(outcome.costs))
-        elif outcome.status is Status.PRUNED:
-            self._study.tell(number, state=TrialState.PRUNED)
         else:
             self._study.tell(number, state=TrialState.FAIL)
         if short:

@@ -10,7 +10,7 @@ from typing import Protocol
 from autocomp.errors import UserError, unknown_name
 from autocomp.tasks.task import Data, Task
 
-__all__ = ["BUILTIN", "Data", "Task", "TaskRequest", "load_task"]
+__all__ = ["BUILTIN", "Data", "Task", "TaskRequest", "load_task", "own_folders"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,9 @@ class Progress(Protocol):
 #: Built-in task → module with a function `task(request, progress) -> Task`.
 BUILTIN = {"mnist": "autocomp.tasks.mnist", "imagenet": "autocomp.tasks.imagenet"}
 
+#: How the module of a task file is called: a prefix and the file's name.
+_OWN = "autocomp_task_"
+
 
 def load_task(request: TaskRequest, progress: Progress) -> Task:
     """The task that was asked for. UserError if there is none of that name, or if it cannot be built."""
@@ -56,15 +59,22 @@ def load_task(request: TaskRequest, progress: Progress) -> Task:
     return _own_task(Path(path), name)
 
 
+def own_folders() -> list[Path]:
+    """Where the task files lie that were loaded: their functions may use what stands beside them."""
+    own = (module for name, module in sys.modules.items() if name.startswith(_OWN))
+    return list(dict.fromkeys(Path(str(module.__file__)).resolve().parent for module in own))
+
+
 def _own_task(path: Path, name: str) -> Task:
     if not path.is_file():
         raise UserError(f"--task: there is no file {path}; expected path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(f"autocomp_task_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{_OWN}{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--task: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.resolve().parent))  # its neighbours can be imported, as when it is run
+    place = str(path.resolve().parent)
+    sys.path.insert(0, place)  # its neighbours can be imported, as when it is run
     try:
         spec.loader.exec_module(module)
         function: Callable[[], object] | None = getattr(module, name, None)
@@ -81,7 +91,9 @@ def _own_task(path: Path, name: str) -> Task:
         line = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where is not None else str(path)
         raise UserError(f"--task {path}:{name} raised {type(error).__name__} at {line}: {error}") from error
     finally:
-        sys.path.remove(str(path.resolve().parent))
+        sys.path.remove(place)
+        if place not in sys.path:
+            sys.path.append(place)  # for what a metric imports when it is called; behind all that is installed
     if not isinstance(built, Task):
         raise UserError(f"--task: {name}() must return an autocomp.Task, got {type(built).__name__}")
     return built

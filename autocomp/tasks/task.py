@@ -1,7 +1,9 @@
 """What a search needs to know about a network: the network, its data, and how it is judged."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,64 +13,14 @@ from torch import nn
 
 from autocomp.errors import UserError
 from autocomp.space import SpaceOptions
+from autocomp.tasks.data import Data, split
+from autocomp.tasks.labels import check_said
+from autocomp.tasks.metrics import top1
+
+__all__ = ["Data", "Loss", "Metric", "Task", "split", "top1"]
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Data:
-    """One split. inputs: (n, …) float32. labels: (n, …), or None where there are none."""
-
-    inputs: NDArray[np.float32]
-    labels: NDArray[Any] | None = None
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    @classmethod
-    def of(cls, source: Any, what: str) -> "Data":
-        """A split from what users have: Data, an array or tensor, (inputs, labels), or a dataset of (input, label).
-
-        UserError naming `what` where it is none of these, is empty or is not finite.
-        """
-        if isinstance(source, Data):
-            data = source
-        elif isinstance(source, tuple | list) and len(source) == 2 and all(hasattr(s, "shape") for s in source):
-            data = cls(_floats(source[0]), np.asarray(source[1]))
-        elif hasattr(source, "shape"):
-            data = cls(_floats(source))
-        elif isinstance(source, Iterable) or hasattr(source, "__getitem__"):
-            data = cls._from_items(source, what)
-        else:
-            raise UserError(
-                f"{what}: expected arrays (inputs, labels), inputs alone, or a dataset, got {type(source).__name__}"
-            )
-        if len(data.inputs) == 0:
-            raise UserError(f"{what} is empty")
-        if not np.isfinite(data.inputs).all():
-            raise UserError(f"{what}: the inputs contain NaN or infinity")
-        if data.labels is not None and len(data.labels) != len(data.inputs):
-            raise UserError(f"{what}: {len(data.inputs)} inputs but {len(data.labels)} labels")
-        return data
-
-    @classmethod
-    def _from_items(cls, source: Any, what: str) -> "Data":
-        items = [source[i] for i in range(len(source))] if hasattr(source, "__len__") else list(source)
-        if not items:
-            raise UserError(f"{what} is empty")
-        if isinstance(items[0], tuple | list):
-            return cls(np.stack([_floats(item[0]) for item in items]), np.asarray([np.asarray(i[1]) for i in items]))
-        return cls(np.stack([_floats(item) for item in items]))
-
-
-def _floats(value: Any) -> NDArray[np.float32]:
-    return np.ascontiguousarray(np.asarray(value, dtype=np.float32))
-
-
-def top1(outputs: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Share of examples whose largest output is the label's. outputs: (n, classes); labels: (n,) ints."""
-    return float((outputs.argmax(axis=1) == labels).mean())
 
 
 @dataclass
@@ -80,10 +32,13 @@ class Task:
     train: what finetuning sees (labels are optional: it distils from the float network). Calibration uses it too;
     where it is None, half of the validation split serves instead, and the search scores on the other half.
     test: scored once, for the files on the front; half of the validation split where it is None.
-    metric: (outputs, labels) → number in [0, 1], higher is better;
-    top-1 accuracy by default, and agreement with the float network where there are no labels. loss: (outputs, labels)
-    → scalar; cross-entropy for integer labels, else mean squared error. epochs: of finetuning per trial. minutes: of
-    searching where the command line does not say.
+    metric: (outputs, labels), both (n, …) arrays, or tensors where it fails on arrays, and labels as they were given →
+    number in [0, 1], higher is better. maximize: False where less is better by the metric, from 0 up: files are then
+    scored 1 / (1 + value / what guessing gets). By default labels tell the metric: top-1 accuracy of classes, mean IoU
+    of maps, F1 of several labels an example, relative fit of numbers, and agreement with the float network where there
+    are none. labels: "classes", "binary" or "numbers", where they cannot be told from shape and values. loss: (outputs,
+    labels), tensors → scalar; by default cross-entropy of classes, binary cross-entropy, or mean squared error. epochs:
+    of finetuning per trial. minutes: of searching where the command line does not say.
     """
 
     network: nn.Module
@@ -99,31 +54,81 @@ class Task:
     minutes: float = 5.0
     space: SpaceOptions = field(default_factory=lambda: SpaceOptions(weight_only=False))
     space_name: str = "default"
+    labels: str | None = None
+    maximize: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.network, nn.Module):
             raise UserError(f"Task.network must be a torch.nn.Module, got {type(self.network).__name__}")
+        self._check_settings()
         if self.train is None and self.validation is None:
             raise UserError("Task needs data: give train, validation, or both")
-        train = None if self.train is None else Data.of(self.train, "Task.train")
-        validation = None if self.validation is None else Data.of(self.validation, "Task.validation")
+        train, validation, test = (
+            None if source is None else Data.of(source, f"Task.{name}", self._fits)
+            for name, source in (("train", self.train), ("validation", self.validation), ("test", self.test))
+        )
         if validation is None:
             assert train is not None
             train, validation = split(train, 0.3)
         elif train is None:
             validation, train = split(validation, 0.5)
             train = Data(train.inputs)  # labels that candidates might be scored on are not trained on
-        self.train, self.validation = train, validation
-        if self.test is None:
-            validation, self.test = split(validation, 0.5)
-            self.validation = validation
-        else:
-            self.test = Data.of(self.test, "Task.test")
+        if test is None:
+            validation, test = split(validation, 0.5)
         if len(train.inputs) < 2 or len(validation.inputs) < 2:
             raise UserError(f"Task needs at least 2 examples a split, got {len(train.inputs) + len(validation.inputs)}")
-        shapes = {d.inputs.shape[1:] for d in (train, validation, self.test)}
-        if len(shapes) > 1:
-            raise UserError(f"the splits of the task have inputs of different shapes: {sorted(shapes)}")
+        shapes = {name: d.inputs.shape[1:] for name, d in (("train", train), ("validation", validation), ("test", test))}
+        if len(set(shapes.values())) > 1:
+            named = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise UserError(f"the splits of the task have inputs of different shapes: {named}")
+        self.train, self.validation, self.test = self._as_taken(train, validation, test)
+
+    def _check_settings(self) -> None:
+        """UserError where a number cannot be trained with, or a function cannot be called."""
+        rules = (
+            ("learning_rate", "a number greater than 0", lambda value: 0 < value < math.inf),
+            ("batch_size", "a whole number from 1 up", lambda value: value >= 1 and value == int(value)),
+            ("epochs", "a number from 0 up", lambda value: 0 <= value < math.inf),
+            ("minutes", "a number greater than 0", lambda value: value > 0),
+        )  # fmt: skip
+        for name, expected, holds in rules:
+            value = getattr(self, name)
+            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not number or not holds(value):
+                raise UserError(f"Task.{name}: expected {expected}, got {value!r}")
+        for name in ("metric", "loss"):
+            function = getattr(self, name)
+            if function is not None and not callable(function):
+                raise UserError(
+                    f"Task.{name} must be a function of (outputs, labels), got {type(function).__name__} {function!r}"
+                )
+            if isinstance(function, type):
+                raise UserError(f"Task.{name} is the class {function.__name__}: give an instance, {function.__name__}()")
+        if self.maximize is not None and self.metric is None:
+            raise UserError("Task.maximize says which way Task.metric is better: give the metric too")
+        check_said(self.labels)
+        self.batch_size = int(self.batch_size)
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the network takes inputs of this shape, (…) without the axis of examples."""
+        return any(_runs(self.network, torch.zeros(2, *shape, dtype=dtype)) for dtype in (torch.float32, torch.int64))
+
+    def _as_taken(self, *splits: Data) -> tuple[Data, ...]:
+        """The splits with inputs of one type: tokens stay integers, whole numbers become floats where floats are
+        what the network takes."""
+        kinds = {data.inputs.dtype.kind for data in splits}
+        embeds = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in self.network.modules())
+        if kinds == {"f"} and not embeds:
+            return splits
+        whole = all(bool((data.inputs == np.floor(data.inputs)).all()) for data in splits)
+        example = torch.from_numpy(np.array(splits[1].inputs[:2]))
+        as_ints = whole and _runs(self.network, example.long())
+        as_floats = _runs(self.network, example.float())
+        if as_ints == as_floats:  # either will do, or neither could be tried
+            dtype = np.int64 if whole and (kinds == {"i"} and (as_ints or embeds)) else np.float32
+        else:
+            dtype = np.int64 if as_ints else np.float32
+        return tuple(replace(data, inputs=np.ascontiguousarray(data.inputs, dtype=dtype)) for data in splits)
 
     @property
     def example(self) -> torch.Tensor:
@@ -131,21 +136,12 @@ class Task:
         return torch.from_numpy(np.ascontiguousarray(self.validation.inputs[:2]))
 
 
-def split(data: Data, share: float) -> tuple[Data, Data]:
-    """(rest, `share` of the data), stratified by integer labels; always the same examples."""
-    rng = np.random.default_rng(0)
-    n = len(data.inputs)
-    chosen = np.zeros(n, dtype=bool)
-    labels = data.labels
-    if labels is not None and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
-        for label in np.unique(labels):
-            members = rng.permutation(np.flatnonzero(labels == label))
-            chosen[members[: round(len(members) * share)]] = True
-    if not 0 < chosen.sum() < n:
-        chosen[:] = False
-        chosen[rng.permutation(n)[: max(1, round(n * share))]] = True
-    return _take(data, ~chosen), _take(data, chosen)
-
-
-def _take(data: Data, chosen: NDArray[np.bool_]) -> Data:
-    return Data(data.inputs[chosen], None if data.labels is None else data.labels[chosen])
+def _runs(network: nn.Module, example: torch.Tensor) -> bool:
+    """Whether a network computes something of an example; the network stays as it was."""
+    try:
+        mine = copy.deepcopy(network).eval().cpu()
+        with torch.no_grad():
+            mine(example)
+    except Exception:  # noqa: BLE001  (whatever it raises, it does not take this)
+        return False
+    return True

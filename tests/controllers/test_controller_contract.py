@@ -42,8 +42,6 @@ def outcome_of(candidate: Candidate, fake: Fake = FAKE) -> Outcome:
         return Outcome(Status.FAILED, reason="the worker was killed")
     if kind == 4:
         return Outcome(Status.INFEASIBLE, size_bytes=10**9, latency_ms=1e3, reason="the file was larger than predicted")
-    if kind == 6:
-        return Outcome(Status.PRUNED, reason="stopped early")
     return fake.run(candidate)
 
 
@@ -131,7 +129,7 @@ def test_many_asks_before_a_tell(name: str) -> None:
 
 
 @everyone
-@pytest.mark.parametrize("status", [Status.FAILED, Status.INFEASIBLE, Status.PRUNED])
+@pytest.mark.parametrize("status", [Status.FAILED, Status.INFEASIBLE])
 def test_goes_on_when_nothing_completes(name: str, status: Status) -> None:
     controller = make(name)
     for _ in range(25):

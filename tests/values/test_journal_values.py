@@ -84,5 +84,5 @@ def test_a_killed_writer_leaves_what_it_had_finished(tmp_path: Path, moment: str
     with Journal(tmp_path, read_only=read_only) as journal:
         assert [entry.outcome.reason for entry in journal] == ["first"]
     with Journal(tmp_path) as journal:
-        journal.append(Entry(1, (0,), Policy(), Outcome(Status.PRUNED)))
+        journal.append(Entry(1, (0,), Policy(), Outcome(Status.FAILED, reason="second")))
         assert len(journal) == 2

@@ -1,0 +1,211 @@
+"""What a task promises, tried before a search begins: its metric, its loss, one training step, what was learned."""
+
+import copy
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from autocomp.compress.finetune import finetune
+from autocomp.errors import UserError
+from autocomp.tasks.judge import Judge, OnTensors, number, shuffled
+from autocomp.tasks.labels import Split
+from autocomp.tasks.task import Loss, Metric, Task
+
+
+def check_outputs(outputs: NDArray[Any], inputs: NDArray[Any], what: str) -> None:
+    """UserError where the float network gives no row of finite numbers for each input."""
+    if outputs.ndim == 0 or len(outputs) != len(inputs):
+        raise UserError(f"the network gives outputs of shape {outputs.shape} for {len(inputs)} inputs of {what}")
+    if outputs.dtype.kind not in "fiu":
+        raise UserError(f"the network gives outputs of type {outputs.dtype}: expected real numbers")
+    finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"the float network's output for item {int(np.argmin(finite))} of {what} is not finite: look at its "
+            "weights and at that input"
+        )
+
+
+def judge_of(task: Task, outputs: NDArray[Any], scale: float | None = None) -> Judge:
+    """How the task is judged, its metric in a form that takes arrays. outputs: (n, …) of the float network on the
+    validation split. scale: as an earlier judge of the same task recorded it."""
+    judge = Judge.of(task, outputs)
+    if task.metric is None:
+        return judge
+    labels = judge.labels_of(Split("Task.validation", task.validation.labels), outputs)
+    metric = _usable_metric(task.metric, outputs, labels)
+    if task.maximize is False:
+        return replace(judge, metric=metric, scale=scale or _scale(metric, outputs, labels))
+    return replace(judge, metric=metric)
+
+
+def check_metric(judge: Judge, task: Task, outputs: NDArray[Any]) -> None:
+    """UserError where a metric of the task's own is out of its range, or seems to be meant the other way round."""
+    if judge.metric is None:
+        return
+    labels = judge.labels_of(Split("Task.validation", task.validation.labels), outputs)
+    value = number(judge.metric(outputs, labels))
+    if not np.isfinite(value):
+        raise UserError(f"the task's metric gives {value:g} for the float network: expected a finite number")
+    if task.maximize is False:
+        if value < 0:
+            raise UserError(f"the task's metric gives {value:g}, where less is better than 0: expected errors from 0 up")
+        return
+    guesses = [number(judge.metric(other, labels)) for other in shuffled(outputs)]
+    if task.maximize is None and _is_reversed(value, guesses):
+        raise UserError(
+            f"the task's metric gives {value:.4g} for the float network and {np.median(guesses):.4g} for its outputs "
+            "shuffled among the examples: where less is better, say Task(maximize=False); where more is, the labels do "
+            "not belong to the outputs, or say Task(maximize=True)"
+        )
+    if not 0 <= value <= 1:
+        hint = "; give an error instead, with Task(maximize=False)" if value < 0 else ""
+        hint = "; divide percent by 100" if 1 < value <= 100 and max(guesses) < value else hint
+        raise UserError(
+            f"the task's metric must lie in [0, 1], higher is better; it gave {value:g} for the float network{hint}"
+        )
+
+
+def chance_note(judge: Judge, task: Task, outputs: NDArray[Any]) -> str:
+    """A line where the float network is no better than chance on the validation split; "" where it is."""
+    if judge.against == "answers":
+        return ""
+    labels = judge.encode(Split("Task.validation", task.validation.labels))
+    score, guessed = judge.score(outputs, labels), judge.guessed(outputs, labels)
+    if judge.metric is not None:
+        margin = 0.0  # `guessed` is the best of several
+    elif judge.meaning is not None and judge.meaning.kind == "numbers":
+        margin = 0.02
+    else:  # twice the standard deviation of a share that was counted on so many examples
+        margin = 2 * (guessed * (1 - guessed) / len(outputs)) ** 0.5
+    if score > guessed + min(margin, 0.5 * (1 - guessed)):
+        return ""
+    return (
+        f"warning: the float network scores {100 * score:.1f} % on the validation split, where guessing gives "
+        f"{100 * guessed:.1f} %: check that inputs are prepared as for its training (range, order of channels) and "
+        "that labels belong to its outputs"
+    )
+
+
+def check_training(
+    judge: Judge, task: Task, graph: nn.Module, teacher: NDArray[Any]
+) -> tuple[Judge, NDArray[Any] | None]:
+    """One training step, on a copy of the float network. teacher: (n, …) its outputs on the training inputs.
+
+    Returns the judge with its loss in a form that takes the labels, and the labels in the form that it takes.
+    UserError where the loss fails, is no number, or does not depend on the outputs, or where the step fails.
+    """
+    train = task.train
+    targets = None
+    if train.labels is not None:
+        split = Split("Task.train", train.labels)
+        if task.loss is not None:
+            judge = _usable_loss(judge, task.loss, split, teacher, task.batch_size)
+        targets = judge.targets(split)
+    if task.epochs <= 0:
+        return judge, targets
+    some = slice(0, min(task.batch_size, len(train)))
+    try:
+        loss = finetune(
+            copy.deepcopy(graph), train.inputs[some], None if targets is None else targets[some], teacher[some],
+            epochs=1, batch_size=task.batch_size, learning_rate=task.learning_rate, seed=0,
+            loss=judge.training_loss, distillation=judge.distillation,
+        )  # fmt: skip
+    except Exception as error:
+        raise UserError(
+            f"a training step fails on inputs of shape {train.inputs[some].shape} and outputs of shape "
+            f"{teacher[some].shape}: {_reason(error)}"
+        ) from error
+    if not np.isfinite(loss):
+        raise UserError("a training step of the float network gives a loss that is not a number: check the task's loss")
+    return judge, targets
+
+
+def _usable_metric(metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> Metric:
+    """The metric itself where it takes arrays, or made to take them where it was written for tensors."""
+    on_tensors = OnTensors(metric)
+    reasons = []
+    for form in (metric, on_tensors):
+        try:
+            number(form(outputs, labels))
+        except Exception as error:  # noqa: BLE001  (whatever a user's function raises, it is said below)
+            reasons.append(_reason(error))
+        else:
+            return form
+    raise UserError(
+        f"the task's metric fails on outputs {outputs.shape} {outputs.dtype} and labels {labels.shape} {labels.dtype}: "
+        f"given numpy arrays, {reasons[0]}; given torch tensors, {reasons[1]}"
+    )
+
+
+def _scale(metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
+    """What guessing gets by a metric of which less is better."""
+    scale = float(np.median([number(metric(other, labels)) for other in shuffled(outputs)]))
+    if not np.isfinite(scale) or scale <= 0:
+        raise UserError(
+            f"the task's metric gives {scale:g} for outputs shuffled among the examples: with Task(maximize=False) it "
+            "must be an error, 0 for a match and larger for less"
+        )
+    return scale
+
+
+def _is_reversed(value: float, guesses: list[float]) -> bool:
+    """Whether outputs that know nothing of the inputs do clearly better than the float network's own."""
+    finite = [g for g in guesses if np.isfinite(g)]
+    return bool(finite) and min(finite) > value + 0.2 * abs(value) + 1e-9
+
+
+def _usable_loss(judge: Judge, loss: Loss, split: Split, teacher: NDArray[Any], batch_size: int) -> Judge:
+    """The judge, whose loss takes labels as they came or, where that fails, as they are understood."""
+    count = min(batch_size, len(teacher))
+    forms = [judge]
+    if judge.meaning is not None:
+        forms.append(replace(judge, encoded_loss=True))
+    reasons = []
+    for form in forms:
+        targets = form.targets(split)[:count]
+        reason = _fault_of(loss, teacher[:count], targets)
+        if not reason:
+            return form
+        reasons.append(reason)
+    raise UserError(
+        f"the task's loss fails on outputs {teacher[:count].shape} {teacher.dtype} and labels "
+        f"{split.labels[:count].shape} {split.labels.dtype}: {reasons[0]}"
+    )
+
+
+def _fault_of(loss: Loss, outputs: NDArray[Any], targets: NDArray[Any]) -> str:
+    """Why a loss cannot be trained with; "" where it can."""
+    leaf = torch.from_numpy(np.array(outputs)).requires_grad_()
+    try:
+        with warnings.catch_warnings():
+            # Outputs (n, 1) less targets (n,) are (n, n) numbers: torch warns, and trains on nonsense.
+            warnings.filterwarnings("error", message="Using a target size")
+            value = loss(leaf, torch.from_numpy(np.array(targets)))
+    except Exception as error:  # noqa: BLE001  (whatever a user's function raises is its reason)
+        return _reason(error)
+    if not isinstance(value, torch.Tensor):
+        return f"it must return a tensor, got {type(value).__name__}"
+    if value.numel() != 1:
+        return f"it must return one number, got shape {tuple(value.shape)}: take the mean"
+    if not bool(torch.isfinite(value).all()):
+        return f"it gives {float(value):g}"
+    if not value.requires_grad:
+        return "its result does not depend on the outputs (no gradient): compute it by torch, from what it is given"
+    try:
+        value.reshape(()).backward()
+    except Exception as error:  # noqa: BLE001
+        return f"its gradient fails: {_reason(error)}"
+    if leaf.grad is None or not bool(torch.isfinite(leaf.grad).all()):
+        return "its gradient is not finite" if leaf.grad is not None else "its result does not depend on the outputs"
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
