@@ -17,16 +17,13 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from autocomp.compress.finetune import outputs_of
 from autocomp.compress.trace import Traced, load, trace
 from autocomp.errors import UserError
 from autocomp.tasks import own_folders
-from autocomp.tasks.check import chance_note, check_metric, check_outputs, check_training, judge_of
-from autocomp.tasks.judge import Judge, splits_of
-from autocomp.tasks.labels import Split
+from autocomp.tasks.check import check_task
+from autocomp.tasks.judge import Judge
 from autocomp.tasks.task import Task
 
 _SETTINGS, _FUNCTIONS = "bench.json", "functions.pickle"
@@ -46,27 +43,17 @@ class Bench:
         train, validation = task.train, task.validation
         np.save(folder / "train_inputs.npy", train.inputs)
         np.save(folder / "validation_inputs.npy", validation.inputs)
-        reference = outputs_of(traced.graph, validation.inputs)
-        check_outputs(reference, validation.inputs, "the validation split")
-        judge = judge_of(task, reference)
-        # All that is cheap to find wrong is found ahead of the outputs for training, which take a while.
-        for split in splits_of(task):
-            judge.encode(split)
-        check_metric(judge, task, reference)
-        teacher = outputs_of(traced.graph, train.inputs)
-        check_outputs(teacher, train.inputs, "the training split")
-        judge, targets = check_training(judge, task, traced.graph, teacher)
-        np.save(folder / "train_teacher.npy", teacher)
-        np.save(folder / "validation_labels.npy", judge.labels_of(Split("Task.validation", validation.labels), reference))
-        if targets is not None:
-            np.save(folder / "train_labels.npy", targets)
+        checked = check_task(task, traced.graph)
+        np.save(folder / "train_teacher.npy", checked.teacher)
+        np.save(folder / "validation_labels.npy", checked.labels)
+        if checked.targets is not None:
+            np.save(folder / "train_labels.npy", checked.targets)
         folders = own_folders()
         # By value: a user's own modules cannot be imported on another machine.
-        (folder / _FUNCTIONS).write_bytes(_by_value(judge, folders))
-        notes = [judge.describe(), chance_note(judge, task, reference)]
+        (folder / _FUNCTIONS).write_bytes(_by_value(checked.judge, folders))
         settings = {
             "epochs": task.epochs, "batch_size": task.batch_size, "learning_rate": task.learning_rate,
-            "judge": judge.facts(), "notes": [note for note in notes if note],
+            "judge": checked.judge.facts(), "notes": checked.notes,
             "folders": [str(place) for place in folders],
         }  # fmt: skip
         (folder / _SETTINGS).write_text(json.dumps(settings))

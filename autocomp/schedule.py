@@ -5,7 +5,9 @@ each time. Here candidate k is asked for when the outcomes of 0 … k − lag ha
 the sequence depends on outcomes alone, and a resumed search walks it again from the journal.
 """
 
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -22,8 +24,8 @@ from autocomp.front import non_dominated
 from autocomp.journal import Entry, Journal
 from autocomp.outcome import Candidate, Outcome, Status
 
-#: Trials that may fail, one like the other, before a search ends.
-_HOPELESS = 20
+#: Trials that may fail before the first success, for one reason or for several, before a search ends.
+_ALIKE, _HOPELESS = 5, 20
 
 
 class Next(Enum):
@@ -89,9 +91,21 @@ class Schedule:
     @property
     def hopeless(self) -> Entry | None:
         """The last of so many failures, with no success, that the fault cannot be the candidates'; None as a rule."""
-        ended = [entry for entry in self.entries.values() if entry.outcome.status is not Status.INFEASIBLE]
-        failed = [e for e in ended if e.outcome.status is Status.FAILED and e.id not in self.known]
-        return failed[-1] if len(failed) == len(ended) >= _HOPELESS else None
+        # Whoever resumes may have mended why trials failed before.
+        ended = [e for e in self.entries.values() if e.outcome.status is Status.COMPLETE or e.id not in self.known]
+        ended = [e for e in ended if e.outcome.status is not Status.INFEASIBLE]
+        failed = [e for e in ended if e.outcome.status is Status.FAILED]
+        if len(failed) < len(ended) or len(failed) < _ALIKE:
+            return None
+        alike = len({_kind_of(entry.outcome.reason) for entry in failed[-_ALIKE:]}) == 1
+        return failed[-1] if alike or len(failed) >= _HOPELESS else None
+
+    @property
+    def failures(self) -> list[tuple[str, int]]:
+        """Why trials failed, and how often for such a reason, the commonest first; the last reason of a kind speaks."""
+        failed = [e.outcome.reason for _, e in sorted(self.entries.items()) if e.outcome.status is Status.FAILED]
+        last = {_kind_of(reason): reason for reason in failed}
+        return [(last[kind], count) for kind, count in Counter(map(_kind_of, failed)).most_common()]
 
     def next(self) -> Candidate | Next:
         """The next candidate to run. Infeasible ones, and those known from before, are settled on the way."""
@@ -241,6 +255,11 @@ class Schedule:
         self.entries[candidate.id] = entry
         self.on_entry(entry, self.state())
         return entry
+
+
+def _kind_of(reason: str) -> str:
+    """A reason without its figures: two that differ in those alone are one."""
+    return re.sub(r"\d[\d.,]*", "#", reason)
 
 
 def _compiled(entry: Entry) -> dict[str, Artifact | Draft]:

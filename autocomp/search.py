@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,12 +81,30 @@ def _search(settings: SearchSettings, run: Path, display: Display, known: dict[i
         write_settings(run, facts, "interrupted" if interrupted else "done")
         if interrupted:
             display.note(f"interrupted; everything so far is saved. To go on: autocomp resume {run}")
-        elif schedule.hopeless is not None:
-            reason = schedule.hopeless.outcome.reason
-            raise RunError(f"every trial failed, so the search ended early; mend this, then start anew: {reason}")
-        elif not front:
-            raise RunError(f"no trial completed within the budget; `autocomp report {run}` lists the reasons")
+        else:
+            _conclude(schedule, run, front, display)
     return run
+
+
+def _conclude(schedule: Schedule, run: Path, front: Sequence[Entry], display: Display) -> None:
+    """RunError where a search came to nothing, with the reason; a note where some of its trials failed."""
+    failures = schedule.failures
+    count = sum(times for _, times in failures)
+    if schedule.hopeless is not None:
+        reason, alike = schedule.hopeless.outcome.reason, "for this reason" if len(failures) == 1 else "the last thus"
+        raise RunError(
+            f"every trial failed, so the search ended after {count}; mend this, then start anew ({alike}): {reason}"
+        )
+    if not front and count and not schedule.complete():
+        infeasible = len(schedule.entries) - count
+        beside = f"; {infeasible} were over the budget" if infeasible else ""
+        raise RunError(f"no trial gave a file: {count} failed{beside}; most often: {failures[0][0]}")
+    if not front:
+        raise RunError(f"no trial completed within the budget; `autocomp report {run}` lists the reasons")
+    if count:
+        display.note(
+            f"{count} of {len(schedule.entries)} trials failed, {failures[0][1]} of them thus: {failures[0][0]}"
+        )
 
 
 def _make_schedule(

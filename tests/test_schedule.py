@@ -277,16 +277,37 @@ def test_failed_trials_are_recorded_with_their_reason_and_told(tmp_path):
     assert (plan.state().failed, plan.state().trials_done, plan.state().best_accuracy) == (2, 3, 0.5)
 
 
-def test_a_search_in_which_every_trial_fails_ends(tmp_path):
+@pytest.mark.parametrize(
+    ("reason", "after"),
+    [
+        (lambda k: "no space left on the device", 5),
+        (lambda k: f"the file scores 0.{k}1 where torch simulated 0.9{k}", 5),  # one reason, whatever its figures
+        (lambda k: f"layer {'abcdefghijklmnopqrst'[k]} failed", 20),
+    ],
+    ids=["alike", "but for figures", "each its own"],
+)
+def test_a_search_in_which_every_trial_fails_ends(tmp_path, reason, after):
     plan = schedule(tmp_path, lag=4, seconds=1000)
-    for _ in range(20):
-        plan.finished(plan.next().id, Report(error="no space left on the device", seconds=1.0))
+    for k in range(after):
+        assert plan.hopeless is None
+        plan.finished(plan.next().id, Report(error=reason(k), seconds=1.0))
     assert plan.next() is Next.DONE
-    assert plan.hopeless.outcome.reason == "no space left on the device"
-    # Whoever mended the cause goes on where it ended.
+    assert plan.hopeless.outcome.reason == reason(after - 1)
+    # Whoever mended the cause goes on where it ended, and who did not is told again.
     again = schedule(tmp_path, lag=4, seconds=1000, known={entry.id: entry for entry in plan.journal})
-    assert again.next().id == 20
+    assert again.next().id == after
     assert again.hopeless is None
+    again.finished(after, Report(error="alike", seconds=1.0))
+    for _ in range(4):
+        again.finished(again.next().id, Report(error="alike", seconds=1.0))
+    assert again.next() is Next.DONE
+
+
+def test_reasons_of_failures_are_counted_by_kind(tmp_path):
+    plan = schedule(tmp_path, lag=9, seconds=1000)
+    for error in ("worker 3 died", "diverged", "worker 14 died", ""):
+        plan.finished(plan.next().id, Report(error=error) if error else done(0.5, 100))
+    assert plan.failures == [("worker 14 died", 2), ("diverged", 1)]
 
 
 def test_one_success_among_failures_keeps_a_search_going(tmp_path):

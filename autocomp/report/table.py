@@ -99,7 +99,9 @@ def footnotes(run: RunData) -> list[str]:
         notes.append(f"Extrapolated beyond what the table measured: up to {beyond:.0%} of a point's latency.")
     if run.front:
         split = "; Δ test: percentage points against the float network." if run.float_reference is not None else "."
-        notes.append(f"Accuracy of each file, scored by the runtime{split}")
+        judge = run.settings.get("judge") or {}
+        judged = f"Accuracy: {judge['metric']} of each file" if judge.get("metric") else "Accuracy of each file"
+        notes.append(f"{judged}, scored by the runtime{split}")
     notes += failed_references(run)
     if run.float_reference is None and run.baseline is not None:
         notes.append("Smaller, faster: than plain int8; there is no float file to compare with.")

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,48 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from autocomp.compress.finetune import finetune
+from autocomp.compress.finetune import finetune, outputs_of
 from autocomp.errors import UserError
-from autocomp.tasks.judge import Judge, OnTensors, number, shuffled
+from autocomp.tasks.judge import Judge, OnTensors, number, shuffled, splits_of
 from autocomp.tasks.labels import Split
 from autocomp.tasks.task import Loss, Metric, Task
+
+#: Share of labels whose classes a network may never answer before it looks as if its inputs were wrong.
+_UNANSWERED = 0.25
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a task after its checks.
+
+    teacher: (n, …) the float network's outputs on the training inputs. labels: of the validation split, as the judge
+    scores against them. targets: of the training split, as its loss takes them; None where it has no labels. notes:
+    what the user should read before the search, a line each.
+    """
+
+    judge: Judge
+    teacher: NDArray[Any]
+    labels: NDArray[Any]
+    targets: NDArray[Any] | None
+    notes: list[str]
+
+
+def check_task(task: Task, graph: nn.Module) -> Checked:
+    """Try all that trials will need. graph: the float network, which stays as it is. UserError where some of it
+    fails."""
+    reference = outputs_of(graph, task.validation.inputs)
+    check_outputs(reference, task.validation.inputs, "the validation split")
+    judge = judge_of(task, reference)
+    for split in splits_of(task):
+        judge.encode(split)
+    check_metric(judge, task, reference)
+    # What is cheap to find wrong was found ahead of the outputs for training, which take a while.
+    teacher = outputs_of(graph, task.train.inputs)
+    check_outputs(teacher, task.train.inputs, "the training split")
+    judge, targets = check_training(judge, task, graph, teacher)
+    labels = judge.labels_of(Split("Task.validation", task.validation.labels), reference)
+    notes = [judge.describe(), chance_note(judge, task, reference)]
+    return Checked(judge, teacher, labels, targets, [note for note in notes if note])
 
 
 def check_outputs(outputs: NDArray[Any], inputs: NDArray[Any], what: str) -> None:
@@ -54,7 +91,9 @@ def check_metric(judge: Judge, task: Task, outputs: NDArray[Any]) -> None:
         raise UserError(f"the task's metric gives {value:g} for the float network: expected a finite number")
     if task.maximize is False:
         if value < 0:
-            raise UserError(f"the task's metric gives {value:g}, where less is better than 0: expected errors from 0 up")
+            raise UserError(
+                f"the task's metric gives {value:g}, where less is better than 0: expected errors from 0 up"
+            )
         return
     guesses = [number(judge.metric(other, labels)) for other in shuffled(outputs)]
     if task.maximize is None and _is_reversed(value, guesses):
@@ -72,7 +111,8 @@ def check_metric(judge: Judge, task: Task, outputs: NDArray[Any]) -> None:
 
 
 def chance_note(judge: Judge, task: Task, outputs: NDArray[Any]) -> str:
-    """A line where the float network is no better than chance on the validation split; "" where it is."""
+    """A line where the float network is no better than chance on the validation split, or never answers classes that
+    are a quarter of it; "" as a rule."""
     if judge.against == "answers":
         return ""
     labels = judge.encode(Split("Task.validation", task.validation.labels))
@@ -83,12 +123,15 @@ def chance_note(judge: Judge, task: Task, outputs: NDArray[Any]) -> str:
         margin = 0.02
     else:  # twice the standard deviation of a share that was counted on so many examples
         margin = 2 * (guessed * (1 - guessed) / len(outputs)) ** 0.5
-    if score > guessed + min(margin, 0.5 * (1 - guessed)):
+    if score <= guessed + min(margin, 0.5 * (1 - guessed)):
+        what = f"where guessing gives {100 * guessed:.1f} %"
+    elif judge.metric is None and judge.never_answered(outputs, labels) > _UNANSWERED:
+        what = f"and never answers classes that {100 * judge.never_answered(outputs, labels):.0f} % of the labels have"
+    else:
         return ""
     return (
-        f"warning: the float network scores {100 * score:.1f} % on the validation split, where guessing gives "
-        f"{100 * guessed:.1f} %: check that inputs are prepared as for its training (range, order of channels) and "
-        "that labels belong to its outputs"
+        f"warning: the float network scores {100 * score:.1f} % on the validation split, {what}: check that inputs are "
+        "prepared as for its training (range, order of channels) and that labels belong to its outputs"
     )
 
 

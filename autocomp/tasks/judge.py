@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from autocomp.errors import UserError
-from autocomp.tasks.labels import Meaning, Split, meaning_of, without_labels
+from autocomp.tasks.labels import IGNORED, Meaning, Split, meaning_of, without_labels
 from autocomp.tasks.metrics import DefaultLoss, Distillation, Measured, guess, measure_of
 from autocomp.tasks.task import Loss, Metric, Task
 
@@ -34,7 +34,7 @@ class Judge:
     meaning: of labels, None where the task's own metric and loss leave nothing to be told. metric, loss: the task's
     own, or None. encoded_loss: whether its loss takes labels as `meaning` has them rather than as they came. against:
     whether there are labels, or the float network's own answers stand in for them. scale: of a metric of which less is
-    better, what guessing gets by it; None where more is better. variance: of the training labels where they are numbers.
+    better, what guessing gets by it; None where more is better. variance: of training labels that are numbers.
     trains_on_labels: whether training sees labels beside the float network's outputs.
     """
 
@@ -110,7 +110,7 @@ class Judge:
         return self.answers(outputs) if split.labels is None else self.encode(split)
 
     def changed(self, outputs: NDArray[Any], others: NDArray[Any]) -> float:
-        """How many examples are answered differently, positions counting by their share; 0 where answers are numbers."""
+        """How many examples are answered differently, positions by their share; 0 where answers are numbers."""
         meaning = self.meaning if self.meaning is not None else without_labels(outputs.shape[1:])
         if meaning.kind == "numbers":
             return 0.0
@@ -142,6 +142,13 @@ class Judge:
             assert self.meaning is not None
             return float(self.measured.measure(guess(self.meaning, labels), labels))
         return max(self.score(other, labels) for other in shuffled(outputs))
+
+    def never_answered(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
+        """Share of the judged labels, as `encode` gives them, whose class is never answered; 0 without classes."""
+        if self.meaning is None or self.meaning.kind != "classes":
+            return 0.0
+        judged = labels[labels != IGNORED]
+        return 1.0 - float(np.isin(judged, np.unique(self.meaning.decode(outputs))).mean())
 
     def describe(self) -> str:
         """What was taken for what, in a line."""
@@ -214,4 +221,3 @@ def spelled(meaning: Meaning) -> str:
     if len(meaning.positions) == 1:
         return f"{meaning.positions[0]} yes-or-no labels an example (by {threshold})"
     return f"two classes (by {threshold.replace('each', 'the')}){each}"
-

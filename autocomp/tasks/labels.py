@@ -93,7 +93,7 @@ class Meaning:
         return found
 
     def targets(self, split: Split) -> NDArray[Any]:
-        """Labels as the loss takes them: as `encode`, but shares of classes as they are, and yes or no as 0.0 or 1.0."""
+        """Labels as the loss takes them: as `encode`, but shares of classes as they are, and yes or no as floats."""
         if self.spelling == "shares":
             return split.labels.astype(np.float32).reshape(len(split.labels), *self.shape)
         encoded = self.encode(split)
@@ -144,7 +144,8 @@ def meaning_of(outputs: NDArray[Any], splits: Sequence[Split], said: str | None 
     one = splits[0].labels.shape[1:]
     if np.prod(one, dtype=int) == np.prod(shape, dtype=int) and _long(one) == _long(shape):
         return _elementwise(outputs, splits, said)
-    axes = [a for a, k in enumerate(shape) if k > 1 and a in (0, len(shape) - 1) and _long(one) == _long(_less(shape, a))]
+    ends = dict.fromkeys((0, len(shape) - 1)) if shape else ()
+    axes = [a for a in ends if shape[a] > 1 and _long(one) == _long(_less(shape, a))]
     if not axes or said in ("numbers", "binary"):
         raise UserError(_no_fit(splits[0], outputs.shape, said))
     if len(shape) > 2:  # maps have their channels first where both would fit, as torch has them

@@ -106,7 +106,8 @@ class DefaultLoss:
             scores = class_scores(meaning, outputs)
             if meaning.spelling == "shares":
                 assert meaning.axis is not None
-                return functional.cross_entropy(scores, torch.movedim(targets, meaning.axis + 1, 1).reshape(scores.shape))
+                shares = torch.movedim(targets, meaning.axis + 1, 1).reshape(scores.shape)
+                return functional.cross_entropy(scores, shares)
             return functional.cross_entropy(scores, targets.long(), ignore_index=IGNORED)
         if meaning.kind == "binary":
             if meaning.probabilities:

@@ -77,7 +77,8 @@ class Task:
             validation, test = split(validation, 0.5)
         if len(train.inputs) < 2 or len(validation.inputs) < 2:
             raise UserError(f"Task needs at least 2 examples a split, got {len(train.inputs) + len(validation.inputs)}")
-        shapes = {name: d.inputs.shape[1:] for name, d in (("train", train), ("validation", validation), ("test", test))}
+        splits = {"train": train, "validation": validation, "test": test}
+        shapes = {name: data.inputs.shape[1:] for name, data in splits.items()}
         if len(set(shapes.values())) > 1:
             named = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             raise UserError(f"the splits of the task have inputs of different shapes: {named}")
@@ -96,6 +97,7 @@ class Task:
             number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
             if not number or not holds(value):
                 raise UserError(f"Task.{name}: expected {expected}, got {value!r}")
+            setattr(self, name, value.item() if isinstance(value, np.generic) else value)
         for name in ("metric", "loss"):
             function = getattr(self, name)
             if function is not None and not callable(function):
@@ -103,7 +105,7 @@ class Task:
                     f"Task.{name} must be a function of (outputs, labels), got {type(function).__name__} {function!r}"
                 )
             if isinstance(function, type):
-                raise UserError(f"Task.{name} is the class {function.__name__}: give an instance, {function.__name__}()")
+                raise UserError(f"Task.{name} is the class {function.__name__}: give an instance of it")
         if self.maximize is not None and self.metric is None:
             raise UserError("Task.maximize says which way Task.metric is better: give the metric too")
         check_said(self.labels)
