@@ -173,7 +173,7 @@ class TestSplit:
         """
         if self._labels is None:
             outputs = None if self.data.labels is not None else self._float_outputs(scorer, float_file)
-            self._labels = self.judge.labels_of(Split("Task.test", self.data.labels), outputs)
+            self._labels = self.judge.labels_of(Split.of(self.data, "Task.test"), outputs)
         return self.judge.score(scorer.score(model, self.path, stock=self.stock).outputs, self._labels)
 
     def _float_outputs(self, scorer: Scorer, float_file: Path) -> NDArray[Any]:

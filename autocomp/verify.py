@@ -57,7 +57,7 @@ def verify_run(run: Path, *, as_shipped: bool = False) -> list[dict[str, Any]]:
             name: _float_outputs(task, run / rundir.MODELS / "float.onnx", inputs[name], scorer) for name in splits
         }
         judge = judge_of(task, own["accuracy"], recorded_scale(data.settings.get("judge")))
-        labels = {name: judge.labels_of(Split(name, split.labels), own[name]) for name, split in splits.items()}
+        labels = {name: judge.labels_of(Split.of(split, name), own[name]) for name, split in splits.items()}
         checker = _Checker(run, Path(folder), scorer, inputs, labels, judge, compiler, as_shipped)
         local = {profile.name for profile in profiles if profile.is_local_cpu}
         for point in (*data.references.values(), *data.front):

@@ -99,8 +99,6 @@ def of_objects(members: Sequence[Any]) -> NDArray[Any]:
 
 def check_inputs(inputs: NDArray[Any], what: str) -> None:
     """UserError where the inputs (n, …) are none, or one is not finite."""
-    if inputs.ndim == 0:
-        raise UserError(f"{what}: expected inputs of shape (n, …), got a single number")
     if len(inputs) == 0:
         raise UserError(f"{what} is empty")
     if inputs[0].size == 0:

@@ -12,6 +12,7 @@ from torch import nn
 
 from autocomp.compress.finetune import finetune, outputs_of
 from autocomp.errors import UserError
+from autocomp.tasks.data import Data
 from autocomp.tasks.judge import Judge, OnTensors, number, shuffled, splits_of
 from autocomp.tasks.labels import Split
 from autocomp.tasks.task import Loss, Metric, Task
@@ -40,31 +41,32 @@ def check_task(task: Task, graph: nn.Module) -> Checked:
     """Try all that trials will need. graph: the float network, which stays as it is. UserError where some of it
     fails."""
     reference = outputs_of(graph, task.validation.inputs)
-    check_outputs(reference, task.validation.inputs, "the validation split")
+    check_outputs(reference, task.validation)
     judge = judge_of(task, reference)
     for split in splits_of(task):
         judge.encode(split)
     check_metric(judge, task, reference)
     # What is cheap to find wrong was found ahead of the outputs for training, which take a while.
     teacher = outputs_of(graph, task.train.inputs)
-    check_outputs(teacher, task.train.inputs, "the training split")
+    check_outputs(teacher, task.train)
     judge, targets = check_training(judge, task, graph, teacher)
-    labels = judge.labels_of(Split("Task.validation", task.validation.labels), reference)
+    labels = judge.labels_of(Split.of(task.validation, "Task.validation"), reference)
     notes = [judge.describe(), chance_note(judge, task, reference)]
     return Checked(judge, teacher, labels, targets, [note for note in notes if note])
 
 
-def check_outputs(outputs: NDArray[Any], inputs: NDArray[Any], what: str) -> None:
+def check_outputs(outputs: NDArray[Any], data: Data) -> None:
     """UserError where the float network gives no row of finite numbers for each input."""
-    if outputs.ndim == 0 or len(outputs) != len(inputs):
-        raise UserError(f"the network gives outputs of shape {outputs.shape} for {len(inputs)} inputs of {what}")
+    if outputs.ndim == 0 or len(outputs) != len(data):
+        raise UserError(f"the network gives outputs of shape {outputs.shape} for {len(data)} inputs of {data.source}")
     if outputs.dtype.kind not in "fiu":
         raise UserError(f"the network gives outputs of type {outputs.dtype}: expected real numbers")
     finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
     if not finite.all():
+        item = data.item(int(np.argmin(finite)))
         raise UserError(
-            f"the float network's output for item {int(np.argmin(finite))} of {what} is not finite: look at its "
-            "weights and at that input"
+            f"the float network's output for item {item} of {data.source} is not finite: look at its weights and at "
+            "that input"
         )
 
 
@@ -74,7 +76,7 @@ def judge_of(task: Task, outputs: NDArray[Any], scale: float | None = None) -> J
     judge = Judge.of(task, outputs)
     if task.metric is None:
         return judge
-    labels = judge.labels_of(Split("Task.validation", task.validation.labels), outputs)
+    labels = judge.labels_of(Split.of(task.validation, "Task.validation"), outputs)
     metric = _usable_metric(task.metric, outputs, labels)
     if task.maximize is False:
         return replace(judge, metric=metric, scale=scale or _scale(metric, outputs, labels))
@@ -85,7 +87,7 @@ def check_metric(judge: Judge, task: Task, outputs: NDArray[Any]) -> None:
     """UserError where a metric of the task's own is out of its range, or seems to be meant the other way round."""
     if judge.metric is None:
         return
-    labels = judge.labels_of(Split("Task.validation", task.validation.labels), outputs)
+    labels = judge.labels_of(Split.of(task.validation, "Task.validation"), outputs)
     value = number(judge.metric(outputs, labels))
     if not np.isfinite(value):
         raise UserError(f"the task's metric gives {value:g} for the float network: expected a finite number")
@@ -115,7 +117,7 @@ def chance_note(judge: Judge, task: Task, outputs: NDArray[Any]) -> str:
     are a quarter of it; "" as a rule."""
     if judge.against == "answers":
         return ""
-    labels = judge.encode(Split("Task.validation", task.validation.labels))
+    labels = judge.encode(Split.of(task.validation, "Task.validation"))
     score, guessed = judge.score(outputs, labels), judge.guessed(outputs, labels)
     if judge.metric is not None:
         margin = 0.0  # `guessed` is the best of several
@@ -146,7 +148,7 @@ def check_training(
     train = task.train
     targets = None
     if train.labels is not None:
-        split = Split("Task.train", train.labels)
+        split = Split.of(train, "Task.train")
         if task.loss is not None:
             judge = _usable_loss(judge, task.loss, split, teacher, task.batch_size)
         targets = judge.targets(split)
@@ -237,7 +239,7 @@ def _fault_of(loss: Loss, outputs: NDArray[Any], targets: NDArray[Any]) -> str:
     if value.numel() != 1:
         return f"it must return one number, got shape {tuple(value.shape)}: take the mean"
     if not bool(torch.isfinite(value).all()):
-        return f"it gives {float(value):g}"
+        return f"it gives {value.item():g}"
     if not value.requires_grad:
         return "its result does not depend on the outputs (no gradient): compute it by torch, from what it is given"
     try:

@@ -14,13 +14,23 @@ from autocomp.tasks.items import LABEL_KEYS, Fits, columns_of, read_items
 
 @dataclass(frozen=True)
 class Data:
-    """One split. inputs: (n, …) float32, or int64 of tokens. labels: (n, …), or None where there are none."""
+    """One split. inputs: (n, …) float32, or int64 of tokens. labels: (n, …), or None where there are none.
+
+    source: what it was taken from, such as "Task.train", for errors. items: (n,) indices in there, None where all of it
+    was taken.
+    """
 
     inputs: NDArray[Any]
     labels: NDArray[Any] | None = None
+    source: str = ""
+    items: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def item(self, index: int) -> int:
+        """Which item of its source an example is."""
+        return index if self.items is None else int(self.items[index])
 
     @classmethod
     def of(cls, source: Any, what: str, fits: Fits | None = None) -> "Data":
@@ -36,7 +46,7 @@ class Data:
         if labels is not None and (labels.ndim == 0 or len(labels) != len(inputs)):
             count = len(labels) if labels.ndim else 1
             raise UserError(f"{what}: {len(inputs)} inputs but {count} labels")
-        return cls(inputs, labels)
+        return cls(inputs, labels, what)
 
 
 def _parts(source: Any, what: str, fits: Fits | None) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -52,6 +62,8 @@ def _parts(source: Any, what: str, fits: Fits | None) -> tuple[NDArray[Any], NDA
         array = as_input(inputs, f"{what}: the inputs")
         return array, None if labels is None else as_labels(labels, what)
     if hasattr(source, "shape"):
+        if not source.shape:
+            raise UserError(f"{what}: expected inputs of shape (n, …), got a single number")
         _check_frame(source, what, False)
         return as_input(source, f"{what}: the inputs"), None
     if isinstance(source, Iterable) or hasattr(source, "__getitem__"):
@@ -129,4 +141,8 @@ def _strata(labels: NDArray[Any] | None) -> NDArray[Any] | None:
 
 
 def _take(data: Data, chosen: NDArray[np.bool_]) -> Data:
-    return Data(data.inputs[chosen], None if data.labels is None else data.labels[chosen])
+    items = np.flatnonzero(chosen)
+    return Data(
+        data.inputs[chosen], None if data.labels is None else data.labels[chosen], data.source,
+        items if data.items is None else data.items[items],
+    )  # fmt: skip

@@ -167,7 +167,7 @@ def _by_keys(piece: Mapping[Any, Any], what: str) -> tuple[Any, Any]:
     labels = [key for key in piece if str(key).lower() in LABEL_KEYS]
     others = [key for key in piece if key not in inputs and key not in labels and not _says_nothing(key, piece[key])]
     # Beside a label, what is no array (a path, a number of the item) is no second input.
-    others = [key for key in others if not labels or np.ndim(_shape_of(piece[key])) or _is_array(piece[key])]
+    others = [key for key in others if not labels or _is_array(piece[key])]
     if len(inputs) != 1 or len(labels) > 1 or others:
         saw = ", ".join(repr(key) for key in piece)
         raise UserError(
@@ -178,11 +178,12 @@ def _by_keys(piece: Mapping[Any, Any], what: str) -> tuple[Any, Any]:
 
 
 def _is_array(value: Any) -> bool:
-    return getattr(value, "ndim", 0) > 0
+    return getattr(value, "ndim", 0) > 0 or (isinstance(value, list) and bool(value) and not isinstance(value[0], str))
 
 
-def _shape_of(value: Any) -> Any:
-    return getattr(value, "shape", ()) or ()
+def _length(value: Any) -> int | None:
+    """Of an array or a list; None of a single number."""
+    return len(value) if _is_array(value) else None
 
 
 def _says_nothing(key: Any, value: Any) -> bool:
@@ -198,9 +199,7 @@ def _are_batches(inputs: list[NDArray[Any]], labels: list[Any] | None, what: str
     if first.ndim < 2:
         return False
     if labels is not None:
-        counts = [len(x) for x in inputs]
-        lengths = [len(y) if np.ndim(y) or hasattr(y, "__len__") else -1 for y in labels]
-        if counts != lengths:
+        if [len(x) for x in inputs] != [_length(y) for y in labels]:
             return False
     elif len({x.shape[1:] for x in inputs}) > 1:
         return False

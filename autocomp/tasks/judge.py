@@ -184,7 +184,7 @@ class Judge:
 def splits_of(task: Task) -> list[Split]:
     """The labels of a task, by split."""
     named = {"Task.train": task.train, "Task.validation": task.validation, "Task.test": task.test}
-    return [Split(name, data.labels) for name, data in named.items() if data.labels is not None]
+    return [Split.of(data, name) for name, data in named.items() if data.labels is not None]
 
 
 def recorded_scale(facts: Mapping[str, Any] | None) -> float | None:

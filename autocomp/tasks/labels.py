@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocomp.errors import UserError
+from autocomp.tasks.data import Data
 
 #: classes: one of several at each position. binary: yes or no for each output. numbers: values to be met.
 Kind = Literal["classes", "binary", "numbers"]
@@ -22,10 +23,19 @@ IGNORED, VOID = -100, 255
 
 
 class Split(NamedTuple):
-    """Labels (n, …) of one split, None where it has none. name: of the split, for errors."""
+    """Labels (n, …) of one split, None where it has none. name, items: where they come from, for errors; see `Data`."""
 
     name: str
     labels: Any
+    items: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, data: Data, name: str) -> "Split":
+        return cls(data.source or name, data.labels, data.items)
+
+    def item(self, index: int) -> int:
+        """Which item of its source an example is."""
+        return index if self.items is None else int(self.items[index])
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Meaning:
                 raise UserError(f"{split.name}: every label is {IGNORED} or {VOID}, which are not judged")
         else:
             ignored = np.zeros(found.shape, dtype=bool)
-        self._check_range(found, ignored, split.name)
+        self._check_range(found, ignored, split)
         return found
 
     def targets(self, split: Split) -> NDArray[Any]:
@@ -99,7 +109,7 @@ class Meaning:
         encoded = self.encode(split)
         return encoded if self.kind == "classes" else encoded.astype(np.float32)
 
-    def _check_range(self, found: NDArray[Any], ignored: NDArray[np.bool_], name: str) -> None:
+    def _check_range(self, found: NDArray[Any], ignored: NDArray[np.bool_], split: Split) -> None:
         wrong = ((found < 0) | (found >= self.classes)) & ~ignored
         if not wrong.any():
             return
@@ -110,9 +120,9 @@ class Meaning:
             hint = ": these count from 1, so subtract 1"
         elif (judged >= -1).all() and judged.max() < self.classes:
             hint = f"; {IGNORED} marks positions that are not judged" if self.positions else "; leave such items out"
-        at = f" at {list(where[1:])}" if len(where) > 1 else ""
+        item = f"{split.item(where[0])}" + (f" at {list(where[1:])}" if len(where) > 1 else "")
         raise UserError(
-            f"{name}: the label of item {where[0]}{at} is {found[where]}, and the network has {self.classes} outputs: "
+            f"{split.name}: the label of item {item} is {found[where]}, and the network has {self.classes} outputs: "
             f"classes are expected from 0 to {self.classes - 1}{hint}"
         )
 
@@ -160,8 +170,8 @@ def meaning_of(outputs: NDArray[Any], splits: Sequence[Split], said: str | None 
         if broken.any():
             where = tuple(int(i) for i in np.argwhere(broken)[0])
             raise UserError(
-                f"{split.name}: the label of item {where[0]} is {split.labels[where]}: for outputs of shape "
-                f"{outputs.shape} labels of shape {split.labels.shape} are class indices, which are whole numbers; "
+                f"{split.name}: the label of item {split.item(where[0])} is {split.labels[where]}: for outputs of "
+                f"shape {outputs.shape} labels of shape {split.labels.shape} are class indices, which are whole numbers; "
                 "numbers to be met must have the shape of the outputs"
             )
     return Meaning("classes", shape, axes[0], "indices", _are_shares(outputs, axes[0] + 1))

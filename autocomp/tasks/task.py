@@ -72,7 +72,7 @@ class Task:
             train, validation = split(train, 0.3)
         elif train is None:
             validation, train = split(validation, 0.5)
-            train = Data(train.inputs)  # labels that candidates might be scored on are not trained on
+            train = replace(train, labels=None)  # labels that candidates might be scored on are not trained on
         if test is None:
             validation, test = split(validation, 0.5)
         if len(train.inputs) < 2 or len(validation.inputs) < 2:

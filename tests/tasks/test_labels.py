@@ -137,7 +137,7 @@ def test_what_is_said_decides():
     assert meant((1,), YES + 1, "numbers").kind == "numbers"
     assert meant((1,), YES, "numbers").kind == "numbers"
     assert meant((K,), ONE_HOT, "binary").kind == "binary"
-    with pytest.raises(UserError, match="do not fit outputs .* as numbers"):
+    with pytest.raises(UserError, match=r"do not fit outputs .* as numbers"):
         meant((K,), CLASSES, "numbers")
 
 
