@@ -172,8 +172,10 @@ class TestSplit:
         A float file that failed is not there: then it is torch that answers.
         """
         if self._labels is None:
-            outputs = None if self.data.labels is not None else self._float_outputs(scorer, float_file)
-            self._labels = self.judge.labels_of(Split.of(self.data, "Task.test"), outputs)
+            if self.data.labels is None:
+                self._labels = self.judge.answers(self._float_outputs(scorer, float_file))
+            else:
+                self._labels = self.judge.encode(Split.of(self.data, "Task.test"))
         return self.judge.score(scorer.score(model, self.path, stock=self.stock).outputs, self._labels)
 
     def _float_outputs(self, scorer: Scorer, float_file: Path) -> NDArray[Any]:

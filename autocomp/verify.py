@@ -53,9 +53,7 @@ def verify_run(run: Path, *, as_shipped: bool = False) -> list[dict[str, Any]]:
         inputs = {name: Path(folder, f"{name}.npy") for name in splits}
         for name, split in splits.items():
             np.save(inputs[name], split.inputs)
-        own = {
-            name: _float_outputs(task, run / rundir.MODELS / "float.onnx", inputs[name], scorer) for name in splits
-        }
+        own = {name: _float_outputs(task, run / rundir.MODELS / "float.onnx", inputs[name], scorer) for name in splits}
         judge = judge_of(task, own["accuracy"], recorded_scale(data.settings.get("judge")))
         labels = {name: judge.labels_of(Split.of(split, name), own[name]) for name, split in splits.items()}
         checker = _Checker(run, Path(folder), scorer, inputs, labels, judge, compiler, as_shipped)

@@ -1,4 +1,4 @@
-"""Holds a network's forms together: torch, the traced graph, the float file, and quantized files with their simulation."""
+"""Holds a network's forms together: torch, the traced graph, the float file, quantized files and their simulation."""
 
 from pathlib import Path
 

@@ -74,7 +74,9 @@ def convolution(rng: Rng, x: Tensor, out: int | None = None, *, same: bool = Fal
             while size + 2 * p < d * (k - 1) + 1:
                 k = 1
         kernel.append(k), dilation.append(d), padding.append(p), stride.append(s)
-    if same and any(size + 2 * p < d * (k - 1) + 1 for size, p, d, k in zip(sizes, padding, dilation, kernel)):
+    if same and any(
+        size + 2 * p < d * (k - 1) + 1 for size, p, d, k in zip(sizes, padding, dilation, kernel, strict=True)
+    ):
         kernel, dilation, padding = [1] * dims, [1] * dims, [0] * dims
     kind = nn.Conv2d if dims == 2 else nn.Conv1d
     mode = pick(rng, "zeros", "zeros", "zeros", "zeros", "replicate")
@@ -335,4 +337,5 @@ def draw(seed: int, depth: int = 8, n: int = 16) -> Drawn:
     elif not any(True for module in modules for _ in module.parameters()):
         add(linear)
     network = nn.Sequential(*modules).eval()
-    return Drawn(network, inputs, tuple(type(m).__name__ + (f" {m.name}" if isinstance(m, Apply) else "") for m in modules))
+    blocks = (f"{type(m).__name__} {m.name}" if isinstance(m, Apply) else type(m).__name__ for m in modules)
+    return Drawn(network, inputs, tuple(blocks))

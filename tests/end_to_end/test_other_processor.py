@@ -28,9 +28,10 @@ def score(files: dict[str, tuple[Path, bool]], inputs: Path, folder: Path, *runn
         {"model": str(path), "inputs": str(inputs), "outputs": str(folder / f"{name}.npy"), "stock": stock}
         for name, (path, stock) in files.items()
     ]
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
     process = subprocess.run(
-        [*runner, sys.executable, "-m", "autocomp.export.scorer"], input="".join(json.dumps(r) + "\n" for r in requests),
-        text=True, capture_output=True, check=True, env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=500,
+        [*runner, sys.executable, "-m", "autocomp.export.scorer"], input=lines, text=True,
+        capture_output=True, check=True, env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=500,
     )  # fmt: skip
     assert all(json.loads(line)["ok"] for line in process.stdout.splitlines()), process.stdout
     return {name: np.load(folder / f"{name}.npy") for name in files}
