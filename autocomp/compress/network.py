@@ -17,10 +17,10 @@ from autocomp.compress.quantize import (
     TensorRange,
     WeightQuantizer,
     activation_range,
-    representable_scales,
 )
+from autocomp.compress.stored import bias_levels, expanded_scales
 from autocomp.compress.trace import Traced
-from autocomp.network import NETWORK_INPUT, Execution, plan_execution
+from autocomp.network import NETWORK_INPUT, Execution, NetworkSpec, plan_execution
 from autocomp.policy import Policy
 
 #: What integer runtimes have tabulated for one range of results alone (TFLite's 8-bit quantization specification).
@@ -33,9 +33,10 @@ class LayerWeights:
 
     weight: float32 (out, in / groups, …), zeros where pruned; for a quantized layer exactly what its integers stand
     for. levels: int8 of the same shape, or None for a float layer. base, ratios: the scale of output channel c is
-    base * ratios[c]. mask: True where a weight is kept, None if all are. bias: float32 (out,), rounded to float16
-    for quantized layers. codebook: int8 levels, ascending, of which every weight that is kept has one; a power of two
-    of them, some of which may be alike. None where a layer is not clustered.
+    base * ratios[c] ** 4. mask: True where a weight is kept, None if all are. bias: float32 (out,). bias_levels: int32
+    (out,), the bias in units of input scale × weight scale; None where it is added in float. exact_bias: the file
+    holds these to the unit, not as float16. codebook: int8 levels, ascending, of which every weight that is kept has
+    one; a power of two of them, some of which may be alike. None where a layer is not clustered.
     """
 
     weight: NDArray[np.float32]
@@ -47,6 +48,14 @@ class LayerWeights:
     ratios: NDArray[np.float16] | None = None
     mask: NDArray[np.bool_] | None = None
     codebook: NDArray[np.int8] | None = None
+    bias_levels: NDArray[np.int32] | None = None
+    exact_bias: bool = False
+
+    @property
+    def scales(self) -> NDArray[np.float32]:
+        """Scale of each output channel, (out,), of a quantized layer."""
+        assert self.ratios is not None
+        return expanded_scales(self.base, self.ratios)
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,14 @@ class CompressedNetwork:
     execution: Execution
     layers: dict[str, LayerWeights]
     ranges: dict[int, TensorRange]
+
+
+def float_results(spec: NetworkSpec) -> frozenset[str]:
+    """Layers whose integer kernel writes floats, not codes: linear layers that make the network's output.
+
+    Nothing rounds such a result, however small its spread beside the bias: their biases are stored exactly.
+    """
+    return frozenset(k.layer for k in spec.kernels if k.layer is not None and k.output and k.op == "linear")
 
 
 class QuantizedNetwork:
@@ -129,35 +146,32 @@ class QuantizedNetwork:
                     mask=mask,
                 )
                 continue
-            if bias is not None:
-                bias.copy_(bias.half().float())  # what the file stores
-            quantizer.settle()
-            scale = quantizer.log_scale.detach().exp()
-            base, ratios, stored = representable_scales(scale.flatten().numpy())
-            per_channel = torch.from_numpy(stored).reshape(scale.shape)
+            input_scale = self._bias_unit(layer.name) if decision.activation == "int8" else None
+            base, ratios, scales = quantizer.settle(weight, bias, input_scale)
+            per_channel = torch.from_numpy(scales).reshape(quantizer.log_scale.shape)
             levels = quantizer.grid.round(weight / per_channel).to(torch.int8).numpy()
             if mask is not None:
                 levels = np.where(mask, levels, 0).astype(np.int8)
-            stored_bias = bias.numpy().copy() if bias is not None else None
-            if bias is not None and decision.activation == "int8":
-                self._round_bias(layer.name, bias, stored)
+            counted, exact = None, self.execution.integer_only or layer.name in float_results(self.traced.spec)
+            if bias is not None and input_scale is not None:
+                counted, rounded = bias_levels(bias.numpy(), scales, input_scale, exact=exact)
+                bias.copy_(torch.from_numpy(rounded))
             layers[layer.name] = LayerWeights(
                 weight=(levels * per_channel.numpy()).astype(np.float32),
-                bias=stored_bias,
+                bias=bias.numpy().copy() if bias is not None else None,
                 bits=decision.weight_bits, integer=decision.activation == "int8",
                 levels=levels, base=base, ratios=ratios, mask=mask,
                 codebook=quantizer.grid.table if isinstance(quantizer.grid, Codebook) else None,
+                bias_levels=counted, exact_bias=exact,
             )  # fmt: skip
         return CompressedNetwork(self.traced, self.policy, self.execution, layers, dict(self.ranges))
 
-    def _round_bias(self, layer: str, bias: torch.Tensor, scales: NDArray[np.float32]) -> None:
-        """Round a bias as the file does for integer kernels: to multiples of input scale × weight scale."""
+    def _bias_unit(self, layer: str) -> float | None:
+        """Scale of what an integer layer reads, None where its bias is added in float."""
         node = next(n for n in self.module.graph.nodes if n.name == self.traced.layer_nodes[layer])
         if node.target is aten.linear.default and node.meta["val"].ndim > 2:
-            return  # several positions: a MatMul, whose bias is added in float
-        source = next(k.inputs[0] for k in self.traced.spec.kernels if k.layer == layer)
-        unit = torch.from_numpy(scales) * self.ranges[source].scale
-        bias.copy_((bias / unit).round() * unit)
+            return None  # several positions: a MatMul, with an addition behind it
+        return self.ranges[next(k.inputs[0] for k in self.traced.spec.kernels if k.layer == layer)].scale
 
     def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(weights and biases, logarithms of scales): the two learn at different rates."""

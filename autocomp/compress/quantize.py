@@ -9,6 +9,7 @@ from torch import nn
 
 from autocomp.compress.cluster import Codebook, fit_codebook
 from autocomp.compress.masks import sparsity_mask
+from autocomp.compress.stored import LARGEST_SCALE, SMALLEST_SCALE, representable_scales, scales_with_room
 from autocomp.policy import LayerPolicy
 
 
@@ -86,32 +87,26 @@ def mse_scales(weight: torch.Tensor, grid: Grid, mask: torch.Tensor | None = Non
     """
     flat = weight.detach().flatten(1)
     chosen = mask.flatten(1) if mask is not None else None
-    peak = (flat if chosen is None else flat * chosen).abs().amax(dim=1, keepdim=True).clamp_min(1e-8)
+    peak = (flat if chosen is None else flat * chosen).abs().amax(dim=1, keepdim=True)
+    # Not every grid has a zero: what stands for a channel without weights must be too small to matter.
+    least = peak[peak > 0].min() * 2.0**-24 if (peak > 0).any() else torch.tensor(1e-8)
+    peak = torch.where(peak > 0, peak, least)
+    unit = flat / peak  # errors are compared in units of the peak: their squares would leave float32 otherwise
     best = torch.full_like(peak, torch.inf)
     scale = peak / grid.largest
     # The best clipping point lies higher the more levels there are; 8-bit weights hardly gain from clipping.
     lowest = {2: 0.3, 3: 0.35, 4: 0.45, 5: 0.55, 6: 0.65}.get(grid.bits, 0.8)
     for fraction in torch.linspace(lowest, 1.0, steps if grid.bits < 8 else 6):
-        trial = peak * fraction / grid.largest
-        error = (grid.round(flat / trial) * trial - flat).square()
+        trial = fraction / grid.largest
+        error = (grid.round(unit / trial) * trial - unit).square()
         if chosen is not None:
             error = error * chosen
         total = error.sum(dim=1, keepdim=True)
         better = total < best
         best = torch.where(better, total, best)
-        scale = torch.where(better, trial, scale)
+        scale = torch.where(better, peak * trial, scale)
+    scale = scale.clamp(SMALLEST_SCALE, LARGEST_SCALE)
     return scale.reshape(-1, *[1] * (weight.ndim - 1))
-
-
-def representable_scales(scale: NDArray[np.float32]) -> tuple[np.float32, NDArray[np.float16], NDArray[np.float32]]:
-    """Scales as the file stores them: one float32 times a float16 ratio per channel.
-
-    scale: (out,). Returns (base, ratios (out,) float16, the float32 products that the runtime will compute). A ratio
-    per channel in half precision halves the bytes of the scales; its rounding error is at most 2^-11.
-    """
-    base = np.float32(max(float(scale.max()), 1e-12))
-    ratios = np.maximum((scale / base).astype(np.float16), np.float16(2.0**-14))  # stay clear of subnormals
-    return base, ratios, (base * ratios.astype(np.float32)).astype(np.float32)
 
 
 class WeightQuantizer(nn.Module):
@@ -138,12 +133,21 @@ class WeightQuantizer(nn.Module):
         return weight * self.mask if self.mask is not None else weight
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Move the scales to the nearest values that the file can hold, so that training and file agree."""
-        if self.grid is not None:
-            scale = self.log_scale.exp()
-            _, _, stored = representable_scales(scale.flatten().numpy())
-            self.log_scale.copy_(torch.from_numpy(stored).reshape(scale.shape).log())
+    def settle(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, input_scale: float | None = None
+    ) -> tuple[np.float32, NDArray[np.float16], NDArray[np.float32]]:
+        """Move the scales to the nearest that the file can hold, so that training and file agree.
+
+        weight: (out, …). bias: (out,), where it is added as an integer; input_scale: of what the layer then reads.
+        Returns (base, roots, scales (out,)) of `representable_scales`.
+        """
+        kept = weight if self.mask is None else weight * self.mask
+        scale = scales_with_room(
+            self.log_scale.exp().flatten().numpy(), kept.numpy(), None if bias is None else bias.numpy(), input_scale
+        )
+        base, roots, stored = representable_scales(scale)
+        self.log_scale.copy_(torch.from_numpy(stored).reshape(self.log_scale.shape).log())
+        return base, roots, stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,23 +164,25 @@ def activation_range(samples: torch.Tensor, steps: int = 20) -> TensorRange:
     Zero is always representable exactly: padding and ReLU need it.
     """
     low, high = min(float(samples.min()), 0.0), max(float(samples.max()), 0.0)
-    if high - low < 1e-8:
+    if (high - low) / 255 < SMALLEST_SCALE:
         return TensorRange(1.0 / 255, 0)
-    best, chosen = float("inf"), None
+    # Errors are compared in units of the peak: their squares would leave float32 otherwise.
+    peak = max(high, -low)
+    unit, lowest, highest = samples / peak, low / peak, high / peak
+    best, chosen = float("inf"), 1.0
     for fraction in torch.linspace(0.5, 1.0, steps).tolist():
-        candidate = _affine(low * fraction, high * fraction)
-        quantized = torch.fake_quantize_per_tensor_affine(samples, candidate.scale, candidate.zero_point, 0, 255)
-        error = float((quantized - samples).square().mean())
+        candidate = _affine(lowest * fraction, highest * fraction)
+        quantized = torch.fake_quantize_per_tensor_affine(unit, candidate.scale, candidate.zero_point, 0, 255)
+        error = float((quantized - unit).square().mean())
         if error < best:
-            best, chosen = error, candidate
-    assert chosen is not None
-    return chosen
+            best, chosen = error, fraction
+    return _affine(low * chosen, high * chosen)
 
 
 def _affine(low: float, high: float) -> TensorRange:
     # The scale is what float32 holds, and small enough that the top code never passes `high`: a ReLU6 then needs
     # no clamp of its own after quantization.
-    scale = float(np.float32((high - low) / 255.0 * (1 - 2.0**-20)))
+    scale = float(np.float32(min(max((high - low) / 255.0 * (1 - 2.0**-20), SMALLEST_SCALE), LARGEST_SCALE)))
     return TensorRange(scale, round(min(max(-low / scale, 0.0), 255.0)))
 
 

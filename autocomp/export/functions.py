@@ -12,6 +12,7 @@ import onnx
 from onnx import FunctionProto, NodeProto, helper, numpy_helper
 
 from autocomp.compress.quantize import Grid
+from autocomp.compress.stored import BIAS_STEP
 from autocomp.export.packing import PLANES, Packing
 
 DOMAIN = "autocomp"
@@ -89,8 +90,10 @@ class _Body:
         return self.op("Mul", self.op("Gather", values, index), self.op("Cast", bits, to=cast))
 
     def scale(self) -> str:
-        """Scale per output channel from the inputs "base" and "ratios"."""
-        return self.op("Mul", self.op("Cast", "ratios", to=onnx.TensorProto.FLOAT), "base")
+        """Scale per output channel from the inputs "base" and "ratios": base · ratio⁴."""
+        root = self.op("Cast", "ratios", to=onnx.TensorProto.FLOAT)
+        square = self.op("Mul", root, root)
+        return self.op("Mul", self.op("Mul", square, square), "base")
 
 
 def weight_function_name(packing: Packing, integer: bool, transposed: bool, unsigned: bool = False) -> str:
@@ -155,19 +158,23 @@ def weight_function(packing: Packing, integer: bool, transposed: bool, unsigned:
     return body.function(weight_function_name(packing, integer, transposed, unsigned), inputs, result)
 
 
-def bias_function(integer: bool) -> FunctionProto:
-    """float16 bias to what the consumer wants: int32 at input scale × weight scale behind DequantizeLinear, or float32.
+def bias_function(exact: bool) -> FunctionProto:
+    """Stored bias to DequantizeLinear of int32 at input scale × weight scale: the runtime's integer kernels take no other.
 
-    The runtime's integer kernels take only int32 biases (Jacob et al. 2018, eq. 11).
+    (Jacob et al. 2018, eq. 11.) exact: it is stored as that int32; else as float16 that counts by `BIAS_STEP` units.
     """
     body = _Body()
-    bias = body.op("Cast", "bias", to=onnx.TensorProto.FLOAT)
-    if not integer:
-        return body.function("BiasToFloat", ["bias"], bias)
     scale = body.op("Mul", body.scale(), "input_scale")
-    rounded = body.op("Cast", body.op("Round", body.op("Div", bias, scale)), to=onnx.TensorProto.INT32)
+    levels = "bias"
+    if not exact:
+        count = body.op(
+            "Mul", body.op("Cast", "bias", to=onnx.TensorProto.FLOAT), body.const(np.array(BIAS_STEP, np.float32))
+        )
+        levels = body.op("Cast", body.op("Round", count), to=onnx.TensorProto.INT32)
     return body.function(
-        "Bias", ["bias", "base", "ratios", "input_scale"], body.op("DequantizeLinear", rounded, scale, axis=0)
+        "ExactBias" if exact else "Bias",
+        ["bias", "base", "ratios", "input_scale"],
+        body.op("DequantizeLinear", levels, scale, axis=0),
     )
 
 

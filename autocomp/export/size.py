@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 from autocomp.compress.masks import kept_of_shape
-from autocomp.compress.network import LayerWeights
+from autocomp.compress.network import LayerWeights, float_results
 from autocomp.compress.quantize import TensorRange
 from autocomp.compress.trace import Traced
 from autocomp.export.functions import (
@@ -62,6 +62,7 @@ class FileSizes:
         template.CopyFrom(writer.template)
         consumers = layer_consumers(self.traced, template.graph)
         self._transposed = {layer: node.op_type == "MatMul" for layer, node in consumers.items()}
+        self._float_results = float_results(self.traced.spec)
         self._flattened = {n.output[0] for n in template.graph.node if n.op_type == "Flatten"}
         replaced = set(writer.layer_initializers())
         for layer, node in consumers.items():
@@ -92,7 +93,7 @@ class FileSizes:
         masked = (kept < weights) & (lacks_zero(width, clustered) | (sum(sparse) < sum(dense)))
         per_channel = [] if bits is None else [2 * out_channels]
         if layer.bias:
-            per_channel.append((4 if bits is None else 2) * out_channels)
+            per_channel.append((2 if self._bias_kind(layer.name, decision) == "Bias" else 4) * out_channels)
         totals = [
             sum(tensor + _header_growth(tensor) for tensor in (*tensors, *per_channel))
             + self._layer(layer.name, decision.precision, is_sparse)
@@ -145,10 +146,15 @@ class FileSizes:
         needed = dict([_function_size(packing, integer, transposed, self._writer.unsigned_weights)])
         if integer and not self._writer.unsigned_weights and (packing.clustered or packing.bits == 8):
             needed |= dict([_limit_size()])
-        if layer.bias and decision.weight_bits is not None:
-            integer = decision.activation == "int8" and not transposed
-            needed |= dict([_bias_size(integer)])
+        if layer.bias and (kind := self._bias_kind(layer.name, decision)):
+            needed |= dict([_bias_size(kind == "ExactBias")])
         return needed
+
+    def _bias_kind(self, layer: str, decision: LayerPolicy) -> str:
+        """The function that a layer's bias is stored for, "" where it is plain float32."""
+        if decision.activation != "int8" or self._transposed[layer]:
+            return ""
+        return "ExactBias" if layer in self._float_results else "Bias"
 
     def _layer_overhead(self, name: str, precision: LayerPolicy, sparse: bool) -> int:
         """Bytes of a layer that are not its weights, scales and bias values: headers, names, nodes."""
@@ -159,11 +165,13 @@ class FileSizes:
         if sparse:
             mask = np.zeros(shape, dtype=bool)
             mask.flat[0] = True
+        kind = self._bias_kind(name, precision) if layer.bias else ""
         tiny = LayerWeights(
             np.ones(shape, np.float32), np.zeros(8, np.float32) if layer.bias else None, bits, integer,
             None if bits is None else np.full(shape, 3, np.int8), np.float32(1),
             None if bits is None else np.ones(8, np.float16), mask,
             None if precision.clusters is None else np.full(precision.clusters, 3, np.int8),
+            np.zeros(8, np.int32) if kind else None, kind == "ExactBias",
         )  # fmt: skip
         parts = Parts(self._writer.unsigned_weights)
         short = self._writer.short_name(name)
@@ -171,7 +179,7 @@ class FileSizes:
         packing = Packing(precision.stored_bits or 32, sparse, precision.clusters is not None)
         parts.weight(short, tiny, transposed, packing)
         if layer.bias:
-            parts.bias(short, tiny, "s10", float_bias=transposed)
+            parts.bias(short, tiny, "s10")
         total = sum(field_bytes(i) for i in parts.initializers) + sum(field_bytes(n) for n in parts.prologue)
         payload = sum(len(i.raw_data) for i in parts.initializers if not i.name.endswith(FIXED_ARGUMENTS))
         # Dimensions from 128 on take a byte more where a tensor is stored in its own shape, counts in one of a row.
@@ -211,6 +219,6 @@ def _limit_size() -> tuple[str, int]:
 
 
 @cache
-def _bias_size(integer: bool) -> tuple[str, int]:
-    function = bias_function(integer)
+def _bias_size(exact: bool) -> tuple[str, int]:
+    function = bias_function(exact)
     return function.name, field_bytes(function)

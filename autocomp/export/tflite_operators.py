@@ -138,18 +138,16 @@ def _fused(call: Call, bounds: Bounds | None) -> Activation:
 
 def _levels(weights: LayerWeights) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """(levels as torch orders them, scales (out,)) of a layer."""
-    assert weights.levels is not None and weights.ratios is not None
-    return weights.levels, (weights.base * weights.ratios.astype(np.float32)).astype(np.float32)
+    assert weights.levels is not None
+    return weights.levels, weights.scales
 
 
-def _bias(weights: LayerWeights, scales: NDArray[np.float32], x: Tensor) -> NDArray[np.int32]:
+def _bias(weights: LayerWeights) -> NDArray[np.int32]:
     """A layer's bias in units of input scale × weight scale, as the torch network was rounded; (out,)."""
     if weights.bias is None:
-        return np.zeros(len(scales), np.int32)
-    assert x.affine is not None
-    units = np.round(weights.bias / (scales * np.float32(x.affine.scale)))
-    limits = np.iinfo(np.int32)
-    return np.clip(units.astype(np.float64), limits.min, limits.max).astype(np.int32)
+        return np.zeros(len(weights.weight), np.int32)
+    assert weights.bias_levels is not None
+    return weights.bias_levels
 
 
 def _convolution(graph: Graph, call: Call) -> Stored:
@@ -167,7 +165,7 @@ def _convolution(graph: Graph, call: Call) -> Stored:
     window = Window(levels.shape[2:], stride, dilation)
     border = _symmetric(argument(node, 4, "padding", 0), signal)
     x, padding, _ = graph.windowed(call, graph.read(node.args[0]), window, border)
-    bias = _bias(weights, scales, x)
+    bias = _bias(weights)
     depthwise = graph.network.traced.spec.layer_by_name[layer].depthwise
     write = graph.builder.depthwise if depthwise else graph.builder.conv
     order = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)  # from (out, in / groups, kh, kw)
@@ -194,7 +192,7 @@ def _linear(graph: Graph, call: Call) -> Stored:
     if value.order is not None:
         levels = levels[:, value.order]
     tensor = graph.builder.fully_connected(
-        call.name, value.tensor, np.ascontiguousarray(levels), scales, _bias(weights, scales, value.tensor),
+        call.name, value.tensor, np.ascontiguousarray(levels), scales, _bias(weights),
         call.result, activation=_fused(call, call.clamp),
     )  # fmt: skip
     return Stored(tensor)

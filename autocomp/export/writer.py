@@ -10,6 +10,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from autocomp.compress.network import CompressedNetwork, LayerWeights
 from autocomp.compress.quantize import Grid, TensorRange
+from autocomp.compress.stored import BIAS_STEP
 from autocomp.compress.trace import Traced, is_flatten
 from autocomp.export.functions import (
     DOMAIN,
@@ -138,7 +139,7 @@ class OnnxWriter:
             old_bias = biases[layer]
             node.input[1] = parts.weight(short, weights, transposed)
             if old_bias is not None and weights.bias is not None:
-                new_bias = parts.bias(short, weights, input_scale, float_bias=transposed)
+                new_bias = parts.bias(short, weights, input_scale)
                 replace_input(graph, node, old_bias, new_bias)
             for attribute in node.attribute:
                 if attribute.name == "group" and self.traced.spec.layer_by_name[layer].depthwise:
@@ -300,18 +301,21 @@ class Parts:
         self.prologue.append(helper.make_node(function, inputs, [short], domain=DOMAIN))
         return short
 
-    def bias(self, short: str, layer: LayerWeights, input_scale: str, float_bias: bool) -> str:
-        """Store one bias; `float_bias` where the consumer adds it in float although the weights are integers."""
+    def bias(self, short: str, layer: LayerWeights, input_scale: str) -> str:
+        """Store one bias; returns the name of the tensor that stands for it."""
         assert layer.bias is not None
         name = short + BIAS
-        if layer.bits is None:
+        if layer.bias_levels is None:
             return self.store(name, layer.bias)
-        integer = layer.integer and not float_bias
-        function = bias_function(integer)
+        function = bias_function(layer.exact_bias)
         self.functions.setdefault(function.name, function)
-        stored = self.store(f"{short}h", layer.bias.astype(np.float16))
-        inputs = [stored, _argument_name(short, "base"), _argument_name(short, "ratios"), input_scale]
-        self.prologue.append(helper.make_node(function.name, inputs if integer else [stored], [name], domain=DOMAIN))
+        levels = layer.bias_levels
+        if not layer.exact_bias:
+            levels = (levels / BIAS_STEP).astype(np.float16)  # which holds it: that is how it was rounded
+        inputs = [
+            self.store(f"{short}h", levels), _argument_name(short, "base"), _argument_name(short, "ratios"), input_scale,
+        ]  # fmt: skip
+        self.prologue.append(helper.make_node(function.name, inputs, [name], domain=DOMAIN))
         return name
 
     def quantize(self, index: int, name: str, range: TensorRange, is_output: bool, pooled: bool = False) -> None:

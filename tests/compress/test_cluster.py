@@ -147,7 +147,7 @@ def test_a_finetuned_layer_takes_the_levels_of_its_codebook_and_no_other(cluster
         assert set(np.unique(kept)) <= set(layer.codebook.tolist())
         if layer.mask is not None:
             assert (layer.levels[~layer.mask] == 0).all()
-        scale = (layer.base * layer.ratios.astype(np.float32)).reshape(-1, *[1] * (layer.weight.ndim - 1))
+        scale = layer.scales.reshape(-1, *[1] * (layer.weight.ndim - 1))
         np.testing.assert_array_equal(layer.weight, layer.levels * scale)
 
 

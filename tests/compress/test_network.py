@@ -87,7 +87,7 @@ def test_frozen_weights_are_their_integers_times_their_scales(bits, sparsity):
     frozen = quantized(everywhere(LayerPolicy(bits, "int8", sparsity))).freeze()
     for layer in frozen.layers.values():
         assert layer.levels is not None and layer.ratios is not None
-        scale = (layer.base * layer.ratios.astype(np.float32)).reshape(-1, *[1] * (layer.weight.ndim - 1))
+        scale = layer.scales.reshape(-1, *[1] * (layer.weight.ndim - 1))
         np.testing.assert_array_equal(layer.weight, layer.levels * scale)
         assert np.abs(layer.levels).max() <= Grid(bits).largest
         if sparsity:
