@@ -159,7 +159,7 @@ def weight_function(packing: Packing, integer: bool, transposed: bool, unsigned:
 
 
 def bias_function(exact: bool) -> FunctionProto:
-    """Stored bias to DequantizeLinear of int32 at input scale × weight scale: the runtime's integer kernels take no other.
+    """Stored bias to DequantizeLinear of int32 at input scale × weight scale, all that integer kernels take.
 
     (Jacob et al. 2018, eq. 11.) exact: it is stored as that int32; else as float16 that counts by `BIAS_STEP` units.
     """

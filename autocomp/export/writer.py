@@ -312,9 +312,8 @@ class Parts:
         levels = layer.bias_levels
         if not layer.exact_bias:
             levels = (levels / BIAS_STEP).astype(np.float16)  # which holds it: that is how it was rounded
-        inputs = [
-            self.store(f"{short}h", levels), _argument_name(short, "base"), _argument_name(short, "ratios"), input_scale,
-        ]  # fmt: skip
+        scale = [_argument_name(short, "base"), _argument_name(short, "ratios"), input_scale]
+        inputs = [self.store(f"{short}h", levels), *scale]
         self.prologue.append(helper.make_node(function.name, inputs, [name], domain=DOMAIN))
         return name
 

@@ -213,7 +213,7 @@ def test_a_layer_whose_bias_is_worth_more_than_its_weights(weights, decision):
     exponents, st.lists(exponents, min_size=8, max_size=8), st.floats(-3, 3), st.floats(-3, 3),
 )  # fmt: skip
 def test_networks_of_every_scale_run_as_simulated(decision, inputs, channels, first, second):
-    """inputs, channels: decades by which those are scaled; first, second: decades of a bias beside its layer's output."""
+    """inputs, channels: decades by which those are scaled; first, second: decades of a bias beside the rest."""
     unit = torch.tensor([10.0**e for e in channels])
     with parameters_of(Plain) as (source, p):
         p["first.weight"].mul_(unit[:, None, None, None])

@@ -228,7 +228,8 @@ def test_signals_and_images_at_the_output_are_in_torchs_order(scorer, tmp_path):
     source = trace(settled(Signals()), x, "signals")
     found = compare(source, everywhere(source, INT8), x, scorer, tmp_path)
     # The mean of two integers is half-way between two every other time: torch then rounds to even, LiteRT away from 0.
-    assert found.onnx_torch.max() <= 1
+    # The convolution behind them adds up three.
+    assert found.onnx_torch.max() <= 2 and found.onnx_torch.mean() < 0.5
     assert found.litert_torch.max() <= 2
 
 
