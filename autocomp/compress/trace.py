@@ -24,6 +24,7 @@ from autocomp.compress.graph import (
     pair,
     weight_path,
 )
+from autocomp.compress.integer_kernels import Form, form_of, reason_for_float
 from autocomp.errors import UserError
 from autocomp.network import (
     LAYER_OPS,
@@ -520,9 +521,13 @@ def _analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
         )  # fmt: skip
     left_alone += [LeftAlone(g.name, "prune", g.reason) for g in groups if g.reason]
     kernels, starts, tensors = _kernels(graph, values, analysis, channels)
+    model = onnx.load_model_from_string(template).graph
+    makers = {name: node for node in model.node for name in node.output}
+    stored = {initializer.name: initializer for initializer in model.initializer}
+    by_name = {node.name: node for node in graph.graph.nodes}
     left_alone += [
-        LeftAlone(k.name, "quantize", "the runtime has no integer kernel for it: it runs in float")
-        for k in kernels
+        LeftAlone(k.name, "quantize", reason_for_float(by_name[start], makers, stored))
+        for k, start in zip(kernels, starts, strict=True)
         if k.layer is None and not k.int8 and not k.free and k.op not in LAYER_OPS  # those are listed already
     ]
     spec = NetworkSpec(
@@ -557,6 +562,8 @@ def _kernels(
             continue
         end = node
         op, int8, free = _kernel_op(node, sources)
+        form = form_of(node) or Form(int8, keeps_range=free or op == "max_pool" or node.target in _PERMUTES, free=free)
+        int8, free = form.int8, form.free
         # Between two integer kernels a tensor must be findable in the ONNX graph; its name there may be lost.
         int8 = int8 and node.name in values
         if node.target in LAYERS or op == "add":
@@ -587,7 +594,7 @@ def _kernels(
                 height=height, width=width, kernel_h=window[0], kernel_w=window[1], stride=stride,
                 groups=_groups(node) if node.target in LAYERS else 1,
                 layer=layer, int8=int8, free=free and (int8 or node.target in _MOVES),
-                keeps_range=free or op == "max_pool" or node.target in _PERMUTES,
+                keeps_range=form.keeps_range,
                 output=end in output.all_input_nodes,
             )
         )  # fmt: skip

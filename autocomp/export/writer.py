@@ -20,6 +20,7 @@ from autocomp.export.functions import (
     weight_function_name,
     weight_inputs,
 )
+from autocomp.export.integers import pad_codes, pool_sizes, spell_pool
 from autocomp.export.limits import limit_entry, may_saturate
 from autocomp.export.packing import Packing, choose_packing, pack_codes, pack_plane, padded
 from autocomp.network import NETWORK_INPUT
@@ -45,6 +46,10 @@ def float_template(traced: Traced) -> ModelProto:
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     _spell_pooling(graph, {n.name for n in traced.graph.graph.nodes if n.op == "call_function" and is_flatten(n)})
+    sizes = pool_sizes(traced.graph.graph)
+    for node in graph.node:
+        if node.op_type in ("AveragePool", "MaxPool") and node.output[0] in sizes:
+            spell_pool(node, *sizes[node.output[0]])
     _drop_unused(graph)
     for index, node in enumerate(graph.node):
         node.name = f"n{index}"
@@ -147,6 +152,7 @@ class OnnxWriter:
         self._quantize_tensors(graph, network, parts)
         graph.initializer.extend(parts.initializers)
         self._assemble(graph, parts)
+        pad_codes(graph)
         model.functions.extend(parts.functions.values())
         if parts.functions:
             model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
