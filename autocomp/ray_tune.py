@@ -155,11 +155,24 @@ class _Work:
         except RunError as error:
             return Report(error=str(error), seconds=time.perf_counter() - started), {}
         except Exception as error:  # noqa: BLE001  (one trial's fault must not end the search; its reason is kept)
-            message = f"{type(error).__name__}: {str(error).strip()[:300]}"
-            return Report(error=message, seconds=time.perf_counter() - started), {}
+            return Report(error=_reason(error), seconds=time.perf_counter() - started), {}
         seconds = time.perf_counter() - started
         files = {suffix: path.read_bytes() for suffix, path in result.files.items()}
         return Report(result.artifacts, seconds, details=result.details, drafts=result.drafts), files
+
+
+class _Broken:
+    """What an actor does that could not be set up: each trial fails for that reason."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def run(self, candidate: int, policy: Policy) -> tuple[Report, Files]:
+        return Report(error=self.reason), {}
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()[:300]}"
 
 
 def trial_seed(seed: int, candidate: int) -> int:
@@ -175,7 +188,10 @@ def _make_trainable(tune: Any, ray: Any) -> Any:
             self.mailbox = context["mailbox"]
             files = ray.get(context["files"]) if context["files"] is not None else None
             make = context["work"]
-            self.work = make(context) if make is not None else _Work(context, files)
+            try:
+                self.work = make(context) if make is not None else _Work(context, files)
+            except Exception as error:  # noqa: BLE001  (Tune would only say that the worker died)
+                self.work = _Broken(f"the worker cannot begin: {_reason(error)}")
             self.job = config
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -152,14 +152,16 @@ class Judge:
 
     def describe(self) -> str:
         """What was taken for what, in a line."""
-        less = ", less is better: score = 1 / (1 + value / what guessing gets)" if self.scale is not None else ""
+        name, less = self.measured.name, ""
+        if self.scale is not None:
+            less = f", less is better: score 1 / (1 + value / {self.scale:.4g}), where guessing gets {self.scale:.4g}"
         better = less or ", higher is better"
         if self.against == "answers":
             labels = "none"
-            judged = f"agreement with the float network ({self.measured.name}){less}"
+            judged = f"agreement with the float network ({name}){less}"
         else:
             labels = "as they come" if self.meaning is None else spelled(self.meaning)
-            judged = f"{self.measured.name}{better}"
+            judged = f"{name}{better}"
         return f"labels: {labels}; judged by {judged}; loss: {self.loss_name}"
 
     @property

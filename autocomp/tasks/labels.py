@@ -171,8 +171,8 @@ def meaning_of(outputs: NDArray[Any], splits: Sequence[Split], said: str | None 
             where = tuple(int(i) for i in np.argwhere(broken)[0])
             raise UserError(
                 f"{split.name}: the label of item {split.item(where[0])} is {split.labels[where]}: for outputs of "
-                f"shape {outputs.shape} labels of shape {split.labels.shape} are class indices, which are whole numbers; "
-                "numbers to be met must have the shape of the outputs"
+                f"shape {outputs.shape} labels of shape {split.labels.shape} are class indices, which are whole "
+                "numbers; numbers to be met must have the shape of the outputs"
             )
     return Meaning("classes", shape, axes[0], "indices", _are_shares(outputs, axes[0] + 1))
 

@@ -50,6 +50,12 @@ def wrong_example():
 def bad_metric():
     return Task(Net(), train=data(), metric=lambda outputs, labels: 7.0)
 
+def bad_loss():
+    return Task(Net(), train=data(), loss=nn.BCEWithLogitsLoss())
+
+def bad_rate():
+    return Task(Net(), train=data(), learning_rate=0.0)
+
 def raises():
     raise RuntimeError("the data base\\nis down")
 """
@@ -96,10 +102,12 @@ def search(more: str) -> str:
         (search("--task imagenet"), "needs images: --data DIR"),
         (search("--task nowhere.py:task"), "there is no file nowhere.py"),
         (search("--task mine.py:tusk"), "has no function 'tusk'"),
-        (search("--task mine.py:raises"), "raised RuntimeError at mine.py:36: the data base is down"),
+        (search("--task mine.py:raises"), "raised RuntimeError at mine.py:42: the data base is down"),
         (search("--task mine.py:pair"), "expected the network to return one tensor, got a tuple of 2"),
         (search("--task mine.py:wrong_example"), "fails on its example input of shape (2, 1, 5, 5)"),
         (search("--task mine.py:bad_metric"), "metric must lie in [0, 1], higher is better; it gave 7"),
+        (search("--task mine.py:bad_loss"), "the task's loss fails on outputs (28, 4) float32 and labels (28,) int64"),
+        (search("--task mine.py:bad_rate"), "Task.learning_rate: expected a number greater than 0, got 0.0"),
         ("estimate --hw mobile_arm --task mine.py:raises", "raised RuntimeError"),
     ],
 )
@@ -156,7 +164,7 @@ def test_a_stale_table_is_a_warning(capsys):
     # The search goes on, as far as a budget that nothing meets.
     command = "search --hw old.yaml --task mine.py:task --max-latency 1us --trials 1 --workers 1"
     assert cli.main(command.split()) == 2
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: the lat" in line]
     assert len(warnings) == 1
     assert "the latencies of mobile_arm are stale: filled with onnxruntime 1.2.0, and" in warnings[0]
 

@@ -90,7 +90,7 @@ def score(checked: Checked, network: nn.Module, task_labels=True) -> float:
         ({"loss": nn.CrossEntropyLoss()}, "judged by top-1 accuracy, higher is better; loss: CrossEntropyLoss"),
         (
             {"network": REGRESSION, "labels": NUMBERS, "metric": rmse, "maximize": False},
-            "judged by rmse, less is better: score = 1 / (1 + value / what guessing gets); loss: mean squared error",
+            "judged by rmse, less is better: score 1 / (1 + value / 1.",
         ),
     ],
 )
