@@ -14,10 +14,19 @@ _VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2
 #: Operators that a table may hold. "conv" has groups 1 or a true grouped convolution; "depthwise" has one filter
 #: per channel; "linear" is a fully-connected layer applied to `height * width` positions; "pad" copies an image of
 #: `height` x `width` to where zeros surround it.
+#:
+#: The others are seldom in a table, and then estimated from those that are (`hardware.unlisted`): "matmul" multiplies
+#: `height` pairs of activations, (width, in_channels) by (in_channels, out_channels); "conv_transpose" has `height` x
+#: `width` inputs that its stride spreads out; "conv3d" is one over a volume that is laid out as an image; "lstm", "gru"
+#: and "rnn" go over `width` steps of `height` examples, with out_channels values of state in `groups` directions;
+#: "norm" and "softmax" go over all values more than once; "other" does what no table has a name for.
 OPS = (
     "conv", "depthwise", "linear", "add", "mul", "concat", "max_pool", "avg_pool", "global_avg_pool",
     "activation", "pad", "quantize", "dequantize",
+    "matmul", "conv_transpose", "conv3d", "lstm", "gru", "rnn", "norm", "softmax", "other",
 )  # fmt: skip
+#: Linear layers in a step of a recurrent layer, on the input and on the state each.
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -76,11 +85,11 @@ class Kernel:
 
     @property
     def out_height(self) -> int:
-        return -(-self.height // self.stride)
+        return self.height * self.stride if self.op == "conv_transpose" else -(-self.height // self.stride)
 
     @property
     def out_width(self) -> int:
-        return -(-self.width // self.stride)
+        return self.width * self.stride if self.op == "conv_transpose" else -(-self.width // self.stride)
 
     @property
     def window(self) -> int:
@@ -90,7 +99,10 @@ class Kernel:
     @property
     def weight_count(self) -> int:
         """Number of weights; 0 for kernels without any."""
-        if self.op not in ("conv", "depthwise", "linear"):
+        if self.op in GATES:
+            state = self.out_channels // self.groups
+            return GATES[self.op] * self.out_channels * (self.in_channels + state)
+        if self.op not in ("conv", "depthwise", "linear", "conv_transpose", "conv3d"):
             return 0
         return self.out_channels * (self.in_channels // self.groups) * self.window
 
@@ -102,10 +114,16 @@ class Kernel:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one inference."""
+        if self.op == "matmul":
+            return self.in_channels * self.out_channels * self.height * self.width
+        if self.op == "conv_transpose":
+            return self.weight_count * self.height * self.width
         return self.weight_count * self.out_height * self.out_width
 
     @property
     def in_elements(self) -> int:
+        if self.op == "matmul":
+            return self.in_channels * self.height * (self.width + self.out_channels)
         return self.in_channels * self.height * self.width * (2 if self.op in ("add", "mul") else 1)
 
     @property

@@ -1,7 +1,7 @@
 """A network as the search sees it: layers, coupled channel groups, fused kernels. No torch here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from autocomp.kernel import Kernel, Precision, WeightCoding
@@ -113,6 +113,8 @@ class KernelNode:
     free: no work of its own (reshape, flatten): it only passes its input's precision on.
     keeps_range: its result takes only values of its input (max pooling, transpose), so both share one int8 grid.
     output: its result is the network's output, which stays float.
+    work: float kernels that the runtime executes for it besides the one that op names. only_work: that one is not
+    executed, as where an operator has no integer kernel and is not a layer; an empty `work` then moves or renames data.
     """
 
     name: str
@@ -131,6 +133,28 @@ class KernelNode:
     free: bool = False
     keeps_range: bool = False
     output: bool = False
+    work: tuple[Kernel, ...] = ()
+    only_work: bool = False
+
+    def kernels(
+        self, precision: Precision, in_channels: int, out_channels: int, coding: WeightCoding | None = None
+    ) -> tuple[Kernel, ...]:
+        """All that is executed for it, on a device with floating point, with so many channels and weights so coded."""
+        if self.free:
+            return self.work
+        work = tuple(self._resized(kernel, in_channels, out_channels) for kernel in self.work)
+        return work if self.only_work else (self.sized(precision, in_channels, out_channels, coding), *work)
+
+    def _resized(self, kernel: Kernel, in_channels: int, out_channels: int) -> Kernel:
+        """A kernel of its work with the channels that are left: of what is pruned, work keeps channels as they are."""
+        sides = {}
+        for side, left, unpruned in (
+            ("in_channels", in_channels, self.in_channels.count()),
+            ("out_channels", out_channels, self.out_channels.count()),
+        ):
+            if left != unpruned and getattr(kernel, side) == unpruned:
+                sides[side] = left
+        return replace(kernel, **sides) if sides else kernel
 
     def kernel(self, precision: Precision, policy: Policy | None = None, *, coded: bool = False) -> Kernel:
         """The table key of this kernel under `policy`; coded: on a device whose kernels differ by their weights."""

@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import fx, nn
 
+from autocomp.compress.executed import with_work
 from autocomp.compress.graph import (
     CONVOLUTIONS,
     LAYERS,
@@ -139,7 +140,8 @@ def load(folder: Path) -> Traced:
     graph.recompile()
     template = onnx.load(folder / TEMPLATE_FILE)
     _name_input(template, graph.graph)
-    return _analyse(graph, template.SerializeToString(), (folder / "name").read_text())
+    traced = _analyse(graph, template.SerializeToString(), (folder / "name").read_text())
+    return replace(traced, spec=with_work(traced.spec, traced.starts, traced.tensors, traced.template, folder))
 
 
 def _name_input(template: onnx.ModelProto, graph: fx.Graph) -> None:
@@ -576,7 +578,8 @@ def _kernels(
         before, after = _shape(main), _shape(node)
         linear = node.target is aten.linear.default
         in_axis = analysis.in_axes.get(node) if node.target in LAYERS else analysis.axes.get(main)
-        height, width = (1, _elements(main) // before[-1]) if linear else _spatial(before)
+        place = analysis.axes.get(main)
+        height, width = (1, _elements(main) // before[-1]) if linear else _spatial(main, place.dim if place else 1)
         layer = analysis.layer_names.get(node)
         int8 = int8 and (layer is not None or node.target not in LAYERS)  # a layer that is left alone is float
         weight = analysis._weight(node) if layer is not None else None
@@ -604,10 +607,14 @@ def _kernels(
     return kernels, starts, tensors
 
 
-def _spatial(shape: tuple[int, ...]) -> tuple[int, int]:
-    if len(shape) == 4:
-        return shape[2], shape[3]
-    return 1, shape[2] if len(shape) == 3 else 1
+def _spatial(node: fx.Node, channels: int) -> tuple[int, int]:
+    """Height and width of a tensor with its channels along axis `channels`; what is no image has positions only."""
+    shape = _shape(node)
+    if len(shape) == 4 and shape[0] == 0 and channels > 0:
+        height, width = (size for axis, size in enumerate(shape) if axis not in (0, channels))
+        return height, width
+    of_each = shape[channels] if channels < len(shape) else 1
+    return 1, max(1, _elements(node) // max(1, of_each))
 
 
 def _window(node: fx.Node, op: str, weight: torch.Tensor | None) -> tuple[tuple[int, int], int]:

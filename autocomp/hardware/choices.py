@@ -362,9 +362,21 @@ def conversion_kernel(network: NetworkSpec, source: int, step: str, channels: in
 def kernels_over(
     node: KernelNode, precision: Precision, shapes: Shapes, coding: WeightCoding | None = None
 ) -> list[Kernel]:
-    """The kernel of `node` at every position of `shapes`."""
+    """The kernel that names `node` at every position of `shapes`."""
     return [
         node.sized(precision, inputs, outputs, coding)
+        for inputs, outputs in zip(shapes.inputs.tolist(), shapes.outputs.tolist(), strict=True)
+    ]
+
+
+def executed_over(
+    node: KernelNode, precision: Precision, shapes: Shapes, *, integer_only: bool = False
+) -> list[tuple[Kernel, ...]]:
+    """All kernels that are executed for `node`, which has no coded weights, at every position of `shapes`."""
+    if integer_only:
+        return [() if node.free else (kernel,) for kernel in kernels_over(node, precision, shapes)]
+    return [
+        node.kernels(precision, inputs, outputs)
         for inputs, outputs in zip(shapes.inputs.tolist(), shapes.outputs.tolist(), strict=True)
     ]
 
@@ -377,13 +389,16 @@ def choosable_kernels(space: SearchSpace, *, integer_only: bool = False) -> list
     layout = Layout(space, integer_only=integer_only)
     found: dict[Kernel, None] = {}
     for node, flag in zip(layout.network.kernels, layout.executed, strict=True):
-        if not node.free:
-            shapes = layout.kernel_shapes(node)
-            coded = integer_only and node.layer is not None
-            codings = {WeightCoding.of(d) for d in layout.full_decisions(node.layer or "")[1]} if coded else {None}
+        shapes = layout.kernel_shapes(node)
+        if integer_only and node.layer is not None:
+            codings = {WeightCoding.of(decision) for decision in layout.full_decisions(node.layer)[1]}
             for int8, coding in product(flag.values, sorted(codings, key=str)):
                 every = kernels_over(node, "int8" if int8 else "fp32", shapes, coding)
                 found |= dict.fromkeys(k for k, may in zip(every, shapes.reachable, strict=True) if may)
+            continue
+        for int8 in flag.values:
+            all_of = executed_over(node, "int8" if int8 else "fp32", shapes, integer_only=integer_only)
+            found |= dict.fromkeys(k for ks, may in zip(all_of, shapes.reachable, strict=True) if may for k in ks)
     for source in layout.stored:
         axis = layout.result_axis(source)
         for step, channels in product(layout.conversions(source), axis.counts[axis.reachable].tolist()):

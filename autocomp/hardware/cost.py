@@ -13,6 +13,7 @@ from autocomp.hardware.choices import (
     Layout,
     choosable_kernels,
     conversion_kernel,
+    executed_over,
     kernels_over,
     layer_sizes,
     result_shape,
@@ -86,8 +87,11 @@ def network_kernels(
     plan = plan_execution(network, policy, integer_only=integer_only)
     found: list[tuple[Kernel, str | None]] = []
     for node, precision in zip(network.kernels, plan.precisions, strict=True):
-        if not node.free:
-            found.append((node.kernel(precision, policy, coded=integer_only), node.layer))
+        if integer_only:
+            found += [(node.kernel(precision, policy, coded=True), node.layer)] if not node.free else []
+        else:
+            counts = node.in_channels.count(policy), node.out_channels.count(policy)
+            found += [(kernel, node.layer) for kernel in node.kernels(precision, *counts)]
     if integer_only:
         return found  # the file's input and output are int8: whoever calls it converts
     for source, step in plan.conversions:
@@ -180,17 +184,19 @@ class CostModel:
         """Latency of each kernel, over its precision (for a layer: its decision) and the channels on both sides."""
         terms = []
         for node, flag in zip(self.network.kernels, self.layout.executed, strict=True):
-            if node.free:
-                continue
             shapes = self.layout.kernel_shapes(node)
             if self.integer_only and node.layer is not None:
                 which, decisions = self.layout.full_decisions(node.layer)
                 coded = [known.over(kernels_over(node, "int8", shapes, WeightCoding.of(d))) for d in decisions]
                 terms.append(Term.of(_latency(np.stack(coded)), *which, *shapes.dimensions))
                 continue
-            by_precision = {
-                int8: known.over(kernels_over(node, "int8" if int8 else "fp32", shapes)) for int8 in flag.values
+            executed = {
+                int8: executed_over(node, "int8" if int8 else "fp32", shapes, integer_only=self.integer_only)
+                for int8 in flag.values
             }
+            if not any(any(kernels) for kernels in executed.values()):
+                continue
+            by_precision = {int8: known.sums(kernels) for int8, kernels in executed.items()}
             if node.layer is not None:
                 which, choices = self.layout.decisions(node.layer)
                 values = [by_precision[choice.activation == "int8"] for choice in choices]
@@ -289,6 +295,10 @@ class _Latencies:
         """(n, 2). What was not foreseen is no candidate's and must not be read: NaN."""
         never = (np.nan, np.nan)
         return np.array([self._known.get(kernel, never) for kernel in kernels])
+
+    def sums(self, executed: Sequence[Sequence[Kernel]]) -> Floats:
+        """(n, 2): of n groups of kernels, each group one after the other."""
+        return np.array([self.over(kernels).sum(0) if kernels else (0.0, 0.0) for kernels in executed])
 
 
 @dataclass(frozen=True)
