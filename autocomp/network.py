@@ -114,7 +114,8 @@ class KernelNode:
     keeps_range: its result takes only values of its input (max pooling, transpose), so both share one int8 grid.
     output: its result is the network's output, which stays float.
     work: float kernels that the runtime executes for it besides the one that op names. only_work: that one is not
-    executed, as where an operator has no integer kernel and is not a layer; an empty `work` then moves or renames data.
+    executed, as where an operator has no integer kernel and is not a layer; an empty `work` then only renames data, and
+    where it may run as int8, its work does.
     """
 
     name: str
@@ -140,10 +141,10 @@ class KernelNode:
         self, precision: Precision, in_channels: int, out_channels: int, coding: WeightCoding | None = None
     ) -> tuple[Kernel, ...]:
         """All that is executed for it, on a device with floating point, with so many channels and weights so coded."""
-        if self.free:
-            return self.work
         work = tuple(self._resized(kernel, in_channels, out_channels) for kernel in self.work)
-        return work if self.only_work else (self.sized(precision, in_channels, out_channels, coding), *work)
+        if self.only_work and self.int8:
+            work = tuple(replace(kernel, precision=precision) for kernel in work)
+        return work if self.only_work or self.free else (self.sized(precision, in_channels, out_channels, coding), *work)
 
     def _resized(self, kernel: Kernel, in_channels: int, out_channels: int) -> Kernel:
         """A kernel of its work with the channels that are left: of what is pruned, work keeps channels as they are."""

@@ -10,6 +10,8 @@ For one (op, precision) the estimate is  exp(GP(x)) · Σ w_j f_j,  where
   Each kernel is conditioned on its nearest rows only (Vecchia 1988; Datta et al. 2016), so a table may have any size.
 * the band is the GP's own deviation, widened until 90 % of the leave-one-out residuals lie inside it: a number learned
   from kernels that were held out, not assumed.
+
+An (op, precision) without rows is estimated from the nearest that has some, within a factor of 3: see `unlisted`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ from autocomp.hardware.ethos_u.family import EthosFamily
 from autocomp.hardware.neighbours import Neighbours, fit_terms
 from autocomp.hardware.positions import position, sizes, up
 from autocomp.hardware.table import LatencyTable
+from autocomp.hardware.unlisted import MULTIPLIES, best_us_per_mac, stand_ins
 from autocomp.kernel import Kernel
 
 Floats = NDArray[np.float64]
@@ -32,8 +35,8 @@ Bools = NDArray[np.bool_]
 
 #: A family with fewer rows is extrapolated from what is known of other families.
 _FEWEST_ROWS = 3
-#: Band of a kernel whose family was never measured: a factor of 4 either way.
-_UNKNOWN = np.log(4.0)
+#: Band of a kernel whose family was never measured, if another stands in for it and if none does: a factor either way.
+_NEAREST, _UNKNOWN = np.log(3.0), np.log(4.0)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def _terms(op: str, size: dict[str, Floats]) -> Floats:
     width = np.where(size["fp32"] > 0, 4.0, 1.0)
     one = np.ones_like(width)
     reads, writes, weights = width * size["reads"], width * size["writes"], width * size["weights"]
-    if op in ("conv", "linear"):
+    if op in MULTIPLIES:
         per_group_in, per_group_out = size["in"] / size["groups"], size["out"] / size["groups"]
         depth = per_group_in * size["window"]
         macs = [size["groups"] * size["out_area"] * depth * per_group_out]
@@ -171,6 +174,7 @@ class LatencyModel:
         self.encoded = encoded
         #: What all kernels are off by together, in log-units.
         self.common = float(np.log1p(floor))
+        self._us_per_mac = best_us_per_mac(table)
 
     @classmethod
     def from_table(cls, table: LatencyTable, calibration: Mapping[str, float] | None = None) -> "LatencyModel":
@@ -192,7 +196,7 @@ class LatencyModel:
 
     @cached_property
     def families(self) -> tuple[tuple[str, str], ...]:
-        """The (op, precision) that were fitted; any other is estimated from the bytes that it moves."""
+        """The (op, precision) that were fitted; any other is estimated from the nearest of them."""
         return tuple(sorted(self._families))
 
     def parts_us(self, kernels: Sequence[Kernel]) -> Floats | None:
@@ -241,8 +245,25 @@ class LatencyModel:
     def _predict_family(self, family: tuple[str, str], kernels: Sequence[Kernel]) -> tuple[Floats, Floats, Bools]:
         if family in self._families:
             return self._families[family].predict(kernels)
-        us = self._call_us + self._us_per_byte * _bytes_moved(sizes(kernels))
-        return us, np.full(len(kernels), _UNKNOWN), np.ones(len(kernels), np.bool_)
+        found = [self._unlisted(kernel) for kernel in kernels]
+        us, own = (np.array(column) for column in zip(*found, strict=True))
+        return us, own, np.ones(len(kernels), np.bool_)
+
+    def _unlisted(self, kernel: Kernel) -> tuple[float, float]:
+        """Microseconds of a kernel whose family has no rows, and the half-width of its band in log-units.
+
+        From the nearest family that has some; never faster than the table's best row multiplies, nor than its bytes
+        move if no family is near.
+        """
+        moved = self._call_us + self._us_per_byte * float(_bytes_moved(sizes([kernel]))[0])
+        # On an NPU what a kernel takes depends on how its weights are encoded, which no stand-in knows.
+        parts = stand_ins(kernel, self._families) if self.encoded is None else None
+        if parts is None:
+            # Of the precisions that the table has; without any, a multiply-accumulate counts as a byte.
+            us_per_mac = max(self._us_per_mac.values(), default=self._us_per_byte)
+            return max(moved, kernel.macs * us_per_mac), float(_UNKNOWN)
+        us = sum(times * float(self._families[part.op, part.precision].predict([part])[0][0]) for part, times in parts)
+        return max(us, kernel.macs * self._us_per_mac.get(parts[0][0].precision, 0.0)), float(_NEAREST)
 
 
 def _bytes_model(table: LatencyTable) -> tuple[float, float]:

@@ -46,7 +46,7 @@ _SOFTMAX = frozenset({"Softmax", "LogSoftmax", "QLinearSoftmax", "Hardmax"})
 _ACTIVATIONS = frozenset({
     "Relu", "Clip", "Sigmoid", "QLinearSigmoid", "Tanh", "LeakyRelu", "QLinearLeakyRelu", "PRelu", "Elu", "Selu",
     "Celu", "HardSigmoid", "HardSwish", "Softplus", "Softsign", "Mish", "Gelu", "BiasGelu", "FastGelu", "QuickGelu",
-    "Erf", "Exp", "Log", "Sqrt", "Reciprocal", "Neg", "Abs", "Pow", "ThresholdedRelu", "Transpose",
+    "Erf", "Exp", "Log", "Sqrt", "Reciprocal", "Neg", "Abs", "Pow", "ThresholdedRelu",
 })  # fmt: skip
 _CONCAT = {"Concat": 0, "QLinearConcat": 2}
 #: Operators without work worth a row.
@@ -289,8 +289,8 @@ class _Reader:
         return Kernel(step, "int8", channels, channels, height, width)
 
     def _one_constant(self, node: NodeProto) -> bool:
-        """Whether one of two operands is a single constant."""
-        return 1 in [math.prod(self.constants[n].dims) for n in node.input if n in self.constants]
+        """Whether one of two operands of float arithmetic is a single constant."""
+        return node.op_type in ("Add", "Sub", "Mul", "Div") and 1 in [math.prod(self.constants[n].dims) for n in node.input if n in self.constants]
 
     def _dequantizes(self, node: NodeProto) -> bool:
         """Whether a node is what is left of a dequantization: a shift or scale right behind the cast to float."""
