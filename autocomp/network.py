@@ -115,7 +115,7 @@ class KernelNode:
     output: its result is the network's output, which stays float.
     work: float kernels that the runtime executes for it besides the one that op names. only_work: that one is not
     executed, as where an operator has no integer kernel and is not a layer; an empty `work` then only renames data, and
-    where it may run as int8, its work does.
+    where it may run as int8, its work does. result: height and width of its result where its window does not say them.
     """
 
     name: str
@@ -136,6 +136,7 @@ class KernelNode:
     output: bool = False
     work: tuple[Kernel, ...] = ()
     only_work: bool = False
+    result: tuple[int, int] | None = None
 
     def kernels(
         self, precision: Precision, in_channels: int, out_channels: int, coding: WeightCoding | None = None

@@ -13,6 +13,6 @@ def file_kernels(path: Path) -> list[tuple[Kernel, str]]:
     """
     return [
         (kernel, node.name or node.output[0])
-        for node, kernels in executed_nodes(path, str(path))
+        for node, kernels, _ in executed_nodes(path, str(path))
         for kernel in kernels
     ]

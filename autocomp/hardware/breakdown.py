@@ -18,7 +18,7 @@ class KernelLatency:
 
     name: of the layer or node that it executes. latency_ms, low_ms, high_ms: milliseconds and their 90 % band.
     share: of the network's latency, a fraction. measured: it is a row of the table. extrapolated: it lies outside what
-    the table covers. limit: see `autocomp.hardware.roofline`. lever: which decisions make it faster, where that is
+    the table covers. listed: the table has its operator in its precision; else another stands in for it. limit: see `autocomp.hardware.roofline`. lever: which decisions make it faster, where that is
     known better than by the limit; else "".
     """
 
@@ -32,6 +32,7 @@ class KernelLatency:
     extrapolated: bool
     limit: Limit
     lever: str = ""
+    listed: bool = True
 
 
 class Limits(Protocol):
@@ -85,7 +86,7 @@ def break_down(kernels: Sequence[tuple[Kernel, str]], model: LatencyModel, roofl
     lines = [
         KernelLatency(
             name, kernel, us / 1000, low / 1000, high / 1000, us / total_us, bool(measured), bool(extrapolated), limit,
-            lever,
+            lever, model.lists(kernel),
         )
         for (kernel, name), us, low, high, measured, extrapolated, limit, lever in zip(
             kernels, estimate.us.tolist(), estimate.low_us.tolist(), estimate.high_us.tolist(), estimate.measured,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from autocomp.hardware.ethos_u.pooling import with_copies
 from autocomp.kernel import Kernel, Precision, WeightCoding
 from autocomp.network import NETWORK_INPUT, Channels, KernelNode, LayerSpec, NetworkSpec
-from autocomp.policy import FLOAT, LayerPolicy, Zeros
+from autocomp.policy import FLOAT, LayerPolicy, Policy, Zeros
 from autocomp.space import SearchSpace
 
 Ints = NDArray[np.int64]
@@ -163,6 +163,8 @@ def result_shape(network: NetworkSpec, source: int) -> tuple[Channels, int, int]
             return channels, shape[1], shape[2]
         return channels, 1, shape[1] if len(shape) == 2 else 1
     node = network.kernels[source]
+    if node.result is not None:
+        return node.out_channels, *node.result
     if node.op == "global_avg_pool" or node.out_channels.repeat > 1:
         return node.out_channels, 1, 1
     return node.out_channels, -(-node.height // node.stride), -(-node.width // node.stride)
@@ -367,6 +369,13 @@ def kernels_over(
         node.sized(precision, inputs, outputs, coding)
         for inputs, outputs in zip(shapes.inputs.tolist(), shapes.outputs.tolist(), strict=True)
     ]
+
+
+def executed(node: KernelNode, precision: Precision, policy: Policy, *, integer_only: bool) -> tuple[Kernel, ...]:
+    """All kernels that are executed for `node` under `policy`."""
+    if integer_only:
+        return () if node.free else (node.kernel(precision, policy, coded=True),)
+    return node.kernels(precision, node.in_channels.count(policy), node.out_channels.count(policy))
 
 
 def executed_over(

@@ -13,6 +13,7 @@ from autocomp.hardware.choices import (
     Layout,
     choosable_kernels,
     conversion_kernel,
+    executed,
     executed_over,
     kernels_over,
     layer_sizes,
@@ -87,11 +88,7 @@ def network_kernels(
     plan = plan_execution(network, policy, integer_only=integer_only)
     found: list[tuple[Kernel, str | None]] = []
     for node, precision in zip(network.kernels, plan.precisions, strict=True):
-        if integer_only:
-            found += [(node.kernel(precision, policy, coded=True), node.layer)] if not node.free else []
-        else:
-            counts = node.in_channels.count(policy), node.out_channels.count(policy)
-            found += [(kernel, node.layer) for kernel in node.kernels(precision, *counts)]
+        found += [(kernel, node.layer) for kernel in executed(node, precision, policy, integer_only=integer_only)]
     if integer_only:
         return found  # the file's input and output are int8: whoever calls it converts
     for source, step in plan.conversions:
@@ -190,13 +187,13 @@ class CostModel:
                 coded = [known.over(kernels_over(node, "int8", shapes, WeightCoding.of(d))) for d in decisions]
                 terms.append(Term.of(_latency(np.stack(coded)), *which, *shapes.dimensions))
                 continue
-            executed = {
+            alternatives = {
                 int8: executed_over(node, "int8" if int8 else "fp32", shapes, integer_only=self.integer_only)
                 for int8 in flag.values
             }
-            if not any(any(kernels) for kernels in executed.values()):
+            if not any(any(kernels) for kernels in alternatives.values()):
                 continue
-            by_precision = {int8: known.sums(kernels) for int8, kernels in executed.items()}
+            by_precision = {int8: known.sums(kernels) for int8, kernels in alternatives.items()}
             if node.layer is not None:
                 which, choices = self.layout.decisions(node.layer)
                 values = [by_precision[choice.activation == "int8"] for choice in choices]

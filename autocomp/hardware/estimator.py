@@ -199,6 +199,10 @@ class LatencyModel:
         """The (op, precision) that were fitted; any other is estimated from the nearest of them."""
         return tuple(sorted(self._families))
 
+    def lists(self, kernel: Kernel) -> bool:
+        """Whether the table has the kernel, or others of its operator in its precision."""
+        return kernel in self._rows or (kernel.op, kernel.precision) in self._families
+
     def parts_us(self, kernels: Sequence[Kernel]) -> Floats | None:
         """Microseconds that array, feature-map memory and weight memory of an NPU are busy with each, shape (n, 3).
 

@@ -19,10 +19,11 @@ from autocomp.errors import UserError
 from autocomp.hardware.runner import single_thread_options
 from autocomp.kernel import GATES, Kernel, Precision
 
-#: Fusions of several kernels into one. Without them a kernel is found in the graph whatever stands beside it.
+#: Fusions of several kernels into one. Without them a kernel is found in the graph whatever stands beside it. The last
+#: one needs a fixed batch, as files are read here but not run, and would keep integer kernels from being made.
 _KEPT_APART = (
     "SkipLayerNormFusion", "EmbedLayerNormFusion", "AttentionFusion", "BiasGeluFusion", "BiasSkipLayerNormFusion",
-    "MatmulTransposeFusion",
+    "MatmulTransposeFusion", "MatMulAddFusion",
 )  # fmt: skip
 #: Operator → position of the weights among its inputs.
 _CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "QLinearConv": 3, "ConvInteger": 1, "ConvTranspose": 1}
@@ -59,10 +60,14 @@ _KEEPS_CHANNELS = frozenset({"Relu", "Clip", "QuantizeLinear", "DequantizeLinear
 
 
 class Executed(NamedTuple):
-    """A node of the runtime's graph, and the kernels that it comes to: none where it only moves or renames data."""
+    """A node of the runtime's graph, and the kernels that it comes to: none where it only renames data.
+
+    sizes: channels, height and width of its results by name, of those that are known.
+    """
 
     node: NodeProto
     kernels: tuple[Kernel, ...]
+    sizes: dict[str, tuple[int, int, int]]
 
 
 class _Tensor(NamedTuple):
@@ -135,7 +140,9 @@ class _Reader:
         for node in self.graph.node:
             self._place_channels(node)
             kernels = self._kernels(node)
-            yield Executed(node, kernels if isinstance(kernels, tuple) else () if kernels is None else (kernels,))
+            every = kernels if isinstance(kernels, tuple) else () if kernels is None else (kernels,)
+            known = [name for name in node.output if name in self.tensors and self.tensors[name].shape]
+            yield Executed(node, every, {name: self._size(name) for name in known})
 
     def _kernels(self, node: NodeProto) -> Kernel | tuple[Kernel, ...] | None:
         op = node.op_type
@@ -283,7 +290,7 @@ class _Reader:
         return Kernel("activation", self._precision(node.output[0]), channels, channels, height, width)
 
     def _conversion(self, step: str, node: NodeProto) -> Kernel | None:
-        if node.input[0] in self.constants:
+        if node.input[0] in self.constants or self._requantizes(node):
             return None
         channels, height, width = self._size(node.output[0])
         return Kernel(step, "int8", channels, channels, height, width)
@@ -304,10 +311,26 @@ class _Reader:
         return False
 
     def _rides_along(self, node: NodeProto) -> bool:
-        """Whether another kernel does the work: clipping behind an addition, or a guard of slope 1."""
+        """Whether another kernel does the work: a bias, clipping behind an addition, or a guard of slope 1."""
+        if node.op_type == "Add":
+            return self._is_bias(node)
         if node.op_type in ("Relu", "Clip"):
-            return node.input[0] in self.makers and self.makers[node.input[0]].op_type == "Add"
+            before = self.makers.get(node.input[0])
+            return before is not None and before.op_type == "Add" and not self._is_bias(before)
         return node.op_type == "LeakyRelu" and _attributes(node).get("alpha") == 1.0
+
+    def _requantizes(self, node: NodeProto) -> bool:
+        """Whether a quantization is the end of an integer linear layer, which counts as one kernel with it."""
+        before = self.makers.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
+        if before is not None and before.op_type == "Add" and self._is_bias(before):
+            before = next((self.makers[name] for name in before.input if name in self.makers), None)
+        return before is not None and before.op_type in _INTEGER_PRODUCTS
+
+    def _is_bias(self, node: NodeProto) -> bool:
+        """Whether an addition is the bias of a linear layer, which counts as one kernel."""
+        made = [self.makers[name].op_type in _PRODUCTS for name in node.input if name in self.makers]
+        biases = [self.constants[name] for name in node.input if name in self.constants]
+        return made == [True] and len(biases) == 1 and len(biases[0].dims) == 1
 
     def _moves_nothing(self, node: NodeProto) -> bool:
         """Whether a transposition leaves all values where they are: it only moves axes of size 1."""
@@ -323,7 +346,7 @@ class _Reader:
         rank = {name: len(self.tensors[name].shape or ()) for name in node.output if name in self.tensors}
         data = [name for name in node.input if name in self.tensors]
         axis = None
-        if node.op_type in _PRODUCTS or node.op_type == "LayerNormalization":
+        if node.op_type in _PRODUCTS or node.op_type in _RECURRENT or node.op_type == "LayerNormalization":
             axis = -1
         elif node.op_type in _CONVOLUTIONS or node.op_type in _POOLING or not data:
             axis = 1
@@ -339,10 +362,9 @@ class _Reader:
                 self.channel_axes[name] = place
 
     def _reshaped(self, node: NodeProto, source: str) -> int:
-        """Last where channels were last and stay there, as where positions are merged for a product."""
-        before, after = self.tensors[source].shape, self.tensors[node.output[0]].shape
-        last = before and after and self.channel_axes.get(source, 1) == len(before) - 1 and before[-1] == after[-1]
-        return -1 if last else 1
+        """Last where channels were last, as where positions are merged for a product."""
+        before = self.tensors[source].shape
+        return -1 if before and self.channel_axes.get(source, 1) == len(before) - 1 else 1
 
     def _is_integer(self, name: str) -> bool:
         return name in self.tensors and self.tensors[name].integer

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from autocomp.errors import UserError
-from autocomp.hardware.choices import Layout, choosable_kernels, conversion_kernel, result_shape
+from autocomp.hardware.choices import Layout, choosable_kernels, conversion_kernel, executed, result_shape
 from autocomp.hardware.estimator import LatencyModel
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Kernel, Precision
@@ -82,10 +82,11 @@ def _channel_kernels(space: SearchSpace, integer_only: bool) -> _KernelsOf:
     def kernels(gene: Gene, choice: Choice) -> list[Kernel]:
         policy = Policy(plain, {**most, gene.target: choice})  # type: ignore[dict-item]
         found = [
-            node.kernel("int8" if int8 else "fp32", policy, coded=integer_only)
+            kernel
             for node, flag in zip(network.kernels, layout.executed, strict=True)
-            if not node.free and gene.target in (*node.in_channels.groups, *node.out_channels.groups)
+            if gene.target in (*node.in_channels.groups, *node.out_channels.groups)
             for int8 in flag.values
+            for kernel in executed(node, "int8" if int8 else "fp32", policy, integer_only=integer_only)
         ]
         for source in layout.stored:
             channels = result_shape(network, source)[0]

@@ -145,6 +145,9 @@ def _print_source(estimate: DeviceEstimate, console: Console) -> None:
             told.append(f"{_percent(between)} estimated between them")
         if beyond >= 0.005:
             told.append(f"{_percent(beyond)} extrapolated beyond them (*)")
+        lacking = dict.fromkeys(kernel.kernel.op for kernel in whole.kernels if not kernel.listed)
+        if lacking:
+            told.append(f"of it what the table has no rows of, by the nearest that it has: {', '.join(lacking)}")
         line(console, f"{network.name}: {', '.join(told)}.")
 
 
@@ -169,7 +172,8 @@ def _network(network: NetworkEstimate) -> dict[str, Any]:
             {
                 "layer": kernel.name, "kernel": str(kernel.kernel), "latency_ms": kernel.latency_ms,
                 "low_ms": kernel.low_ms, "high_ms": kernel.high_ms, "share": kernel.share, "measured": kernel.measured,
-                "extrapolated": kernel.extrapolated, "limit": kernel.limit, "lever": kernel.lever,
+                "extrapolated": kernel.extrapolated, "operator_in_table": kernel.listed,
+                "limit": kernel.limit, "lever": kernel.lever,
             }
             for kernel in whole.kernels
         ],

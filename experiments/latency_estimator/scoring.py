@@ -24,7 +24,7 @@ import torch
 from autocomp.compress.trace import Traced, trace
 from autocomp.export.size import FileSizes
 from autocomp.export.writer import OnnxWriter
-from autocomp.hardware.choices import Layout, choosable_kernels, conversion_kernel, kernels_over
+from autocomp.hardware.choices import Layout, choosable_kernels, conversion_kernel, executed_over
 from autocomp.hardware.cost import CostModel, network_kernels
 from autocomp.hardware.estimator import LatencyModel
 from autocomp.hardware.profile import find_profile
@@ -121,12 +121,12 @@ def lean_walker(layout: Layout, known: dict[Kernel, float]) -> Callable[[list[li
     lookups: list[tuple[tuple[int, ...], dict[tuple[int, ...], float]]] = []
     for node, flag in zip(layout.network.kernels, layout.executed, strict=True):
         shapes = layout.kernel_shapes(node)
-        if not node.free:
+        if not node.free or node.work:
             places = list(product(*(range(dimension.size) for dimension in shapes.dimensions)))
             found = {
-                (int(int8), *place): known[kernel]
+                (int(int8), *place): sum(known[kernel] for kernel in kernels)
                 for int8 in flag.values
-                for place, kernel in zip(places, kernels_over(node, "int8" if int8 else "fp32", shapes), strict=True)
+                for place, kernels in zip(places, executed_over(node, "int8" if int8 else "fp32", shapes), strict=True)
             }
             lookups.append(((flag.column, *(dimension.column for dimension in shapes.dimensions)), found))
     for source, stored in layout.stored.items():

@@ -26,6 +26,7 @@ from autocomp.hardware import runner
 from autocomp.hardware.kernel_models import kernel_model
 from autocomp.hardware.profile import HardwareProfile
 from autocomp.hardware.profiling.chains import REFERENCE, chain_copies
+from autocomp.hardware.profiling.fill import MEASURED_OPS
 from autocomp.hardware.table import KEY_COLUMNS
 from autocomp.kernel import Kernel
 
@@ -111,6 +112,7 @@ def write_bundle(folder: Path, profile: HardwareProfile, space: str, kernels: Se
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / runner.MANIFEST).exists())):
         raise UserError(f"--out: {folder} is there and is no bundle; choose a folder that is new or empty")
     weights, protos, entries = _Weights(), {}, []
+    kernels = [kernel for kernel in kernels if kernel.op in MEASURED_OPS]
     for index, kernel in enumerate([REFERENCE, *kernels]):
         entry: dict[str, Any] = {"kernel": key_of(kernel)}
         short, long = chain_copies(kernel)

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from autocomp.hardware.estimator import LatencyModel
+from autocomp.hardware.kernel_models import EXECUTED_AS
 from autocomp.hardware.profiling.chains import REFERENCE
 from autocomp.hardware.profiling.growing import GrowingTable
 from autocomp.hardware.profiling.planning import SURPRISING, doubtful, informative_order
@@ -15,6 +16,8 @@ from autocomp.hardware.runner import BATCH
 from autocomp.hardware.table import Latency
 from autocomp.kernel import Kernel
 
+#: Operators that models of single kernels can be built of; any other is left to the estimator.
+MEASURED_OPS = frozenset(op for op, _ in EXECUTED_AS)
 #: Share of the time that is kept for measuring doubtful rows once more.
 _FOR_DOUBTS = 0.15
 #: The estimator is fitted anew when the table has grown by this fraction.
@@ -103,7 +106,7 @@ class _Run:
 
     def sample(self, tier: Tier, until: float) -> None:
         """Measures what the table lacks of one tier, the most informative first, by what is known by then."""
-        wanted = list(dict.fromkeys(tier.kernels))
+        wanted = [kernel for kernel in dict.fromkeys(tier.kernels) if kernel.op in MEASURED_OPS]
         left = self._lacking(wanted)
         if not left or self._clock() >= until:
             return
