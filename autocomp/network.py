@@ -145,7 +145,9 @@ class KernelNode:
         work = tuple(self._resized(kernel, in_channels, out_channels) for kernel in self.work)
         if self.only_work and self.int8:
             work = tuple(replace(kernel, precision=precision) for kernel in work)
-        return work if self.only_work or self.free else (self.sized(precision, in_channels, out_channels, coding), *work)
+        return (
+            work if self.only_work or self.free else (self.sized(precision, in_channels, out_channels, coding), *work)
+        )
 
     def _resized(self, kernel: Kernel, in_channels: int, out_channels: int) -> Kernel:
         """A kernel of its work with the channels that are left: of what is pruned, work keeps channels as they are."""

@@ -21,4 +21,4 @@ class Roofline:
     def predict(self, kernels: Sequence[Kernel]) -> LatencyEstimate:
         us = np.array([true_us(kernel) for kernel in kernels])
         never = np.zeros(len(kernels), dtype=bool)
-        return LatencyEstimate(us, us * 0.1, self.common, never, never)
+        return LatencyEstimate(us, us * 0.1, self.common, never, never, never)

@@ -86,11 +86,11 @@ def break_down(kernels: Sequence[tuple[Kernel, str]], model: LatencyModel, roofl
     lines = [
         KernelLatency(
             name, kernel, us / 1000, low / 1000, high / 1000, us / total_us, bool(measured), bool(extrapolated), limit,
-            lever, model.lists(kernel),
+            lever, not unlisted,
         )
-        for (kernel, name), us, low, high, measured, extrapolated, limit, lever in zip(
+        for (kernel, name), us, low, high, measured, extrapolated, unlisted, limit, lever in zip(
             kernels, estimate.us.tolist(), estimate.low_us.tolist(), estimate.high_us.tolist(), estimate.measured,
-            estimate.extrapolated, roofline.limits(only, estimate.us), roofline.levers(only), strict=True,
+            estimate.extrapolated, estimate.unlisted, roofline.limits(only, estimate.us), roofline.levers(only), strict=True,
         )
     ]  # fmt: skip
     return Breakdown(tuple(lines), total_us / 1000, low_us / 1000, high_us / 1000)

@@ -45,7 +45,8 @@ class LatencyEstimate:
 
     us: microseconds, shape (n,). own_us: half-width of the 90 % band of what a kernel is off by alone, shape (n,).
     common: the same of what all are off by together (the board, the clock, the method), in log-units. extrapolated:
-    outside what was measured, shape (n,). measured: the kernel is a row of the table, shape (n,).
+    outside what was measured, shape (n,). measured: the kernel is a row of the table, shape (n,). unlisted: the table
+    has no rows of its operator in its precision, so that another stands in, shape (n,).
     """
 
     us: Floats
@@ -53,6 +54,7 @@ class LatencyEstimate:
     common: float
     extrapolated: Bools
     measured: Bools
+    unlisted: Bools
 
     @property
     def low_us(self) -> Floats:
@@ -244,7 +246,8 @@ class LatencyModel:
             if kernel in self._rows:
                 us[index], measured[index], extrapolated[index] = self._rows[kernel], True, False
                 own[index] = self._spread[kernel] / us[index]
-        return LatencyEstimate(us, us * own, self.common, extrapolated, measured)
+        unlisted = np.array([not self.lists(kernel) for kernel in kernels], np.bool_)
+        return LatencyEstimate(us, us * own, self.common, extrapolated, measured, unlisted)
 
     def _predict_family(self, family: tuple[str, str], kernels: Sequence[Kernel]) -> tuple[Floats, Floats, Bools]:
         if family in self._families:

@@ -259,7 +259,9 @@ class _Reader:
         shapes = [self._shape(name) for name in node.input]
         if len(terms) < 2 or "." in equation or any(len(t) != len(s) for t, s in zip(terms, shapes, strict=True)):
             return self._light(node)
-        size = {index: n for term, shape in zip(terms, shapes, strict=True) for index, n in zip(term, shape, strict=True)}
+        size = {
+            index: n for term, shape in zip(terms, shapes, strict=True) for index, n in zip(term, shape, strict=True)
+        }
         earlier = set("".join(terms[:-1]))
         depth = math.prod(n for index, n in size.items() if index not in result)
         columns = math.prod(n for index, n in size.items() if index in result and index not in earlier)
@@ -297,7 +299,9 @@ class _Reader:
 
     def _one_constant(self, node: NodeProto) -> bool:
         """Whether one of two operands of float arithmetic is a single constant."""
-        return node.op_type in ("Add", "Sub", "Mul", "Div") and 1 in [math.prod(self.constants[n].dims) for n in node.input if n in self.constants]
+        return node.op_type in ("Add", "Sub", "Mul", "Div") and 1 in [
+            math.prod(self.constants[n].dims) for n in node.input if n in self.constants
+        ]
 
     def _dequantizes(self, node: NodeProto) -> bool:
         """Whether a node is what is left of a dequantization: a shift or scale right behind the cast to float."""
@@ -356,7 +360,9 @@ class _Reader:
         elif node.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
             axis = self._reshaped(node, data[0])
         for name, axes in rank.items():
-            followed = [self.channel_axes[s] for s in data if self.channel_axes.get(s, 1) < axes and s in self.channel_axes]
+            followed = [
+                self.channel_axes[s] for s in data if self.channel_axes.get(s, 1) < axes and s in self.channel_axes
+            ]
             place = axis % axes if axis is not None and axes else followed[0] if followed else 1
             if place != 1:
                 self.channel_axes[name] = place

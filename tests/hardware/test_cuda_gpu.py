@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
@@ -12,14 +13,17 @@ from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructu
 from autocomp.errors import UserError
 from autocomp.hardware.cuda import gpu as gpu_module
 from autocomp.hardware.cuda.chains import OnnxReplay, make_call, make_chains, make_input, static_shape, stopwatch_of
-from autocomp.hardware.cuda.gpu import NoGpu, driver_version, find_gpu, require
+from autocomp.hardware.cuda.gpu import PROVIDER, NoGpu, driver_version, find_gpu, require
 from autocomp.hardware.cuda.measuring import measure_on
 from autocomp.hardware.cuda.precisions import SPARSE_WEIGHTS, in_other_precisions, refusal
+from autocomp.hardware.estimator import LatencyModel
 from autocomp.hardware.kernel_models import kernel_model
 from autocomp.hardware.latencies import at_hand
 from autocomp.hardware.profile import find_profile
 from autocomp.hardware.runner import FEWEST_ROUNDS, input_values
 from autocomp.kernel import PRECISIONS, Kernel
+from autocomp.network import Channels, LayerSpec
+from autocomp.policy import LayerPolicy
 
 CONV, DEPTHWISE = Kernel("conv", "fp32", 64, 64, 14, 14, 3, 3), Kernel("depthwise", "fp32", 64, 64, 14, 14, 3, 3, 1, 64)
 LINEAR, TOKENS = Kernel("linear", "fp32", 64, 64, 1, 1), Kernel("linear", "fp32", 64, 64, 1, 32)
@@ -152,6 +156,43 @@ def test_the_room_for_results_is_known_before_a_graph_is_captured(op: str) -> No
     assert static_shape(["batch", 10], 3) == [3, 10]
 
 
+def test_what_the_runtime_warns_of_while_it_loads_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+
+    class Session:
+        def __init__(self, model: bytes, options: onnxruntime.SessionOptions, providers: object) -> None:
+            said.append(options.log_severity_level)
+            raise RuntimeError("no device here")
+
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", said.append)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    watch = SimpleNamespace(stream=SimpleNamespace(cuda_stream=0))
+    with pytest.raises(RuntimeError, match="no device here"):
+        OnnxReplay(kernel_model(CONV), watch)
+    assert said == [3, 3]  # the process' logger is quiet before the session is made, and the session's is
+
+
+def test_the_table_of_the_h200_is_the_one_that_was_measured() -> None:
+    profile = find_profile("gpu_h200")
+    assert len(profile.latencies) == 309
+    assert {kernel.precision for kernel in profile.latencies} == {"fp32"}
+    assert profile.provenance.kind == "measured" and "H200" in profile.provenance.text
+    model = LatencyModel.from_table(profile.latencies, profile.calibration)
+    _, low, high = model.predict(list(profile.latencies)).total_us
+    # The farthest of the networks that were timed took 1 / (1 - 0.38) of its estimate.
+    assert high / low >= (1 / (1 - profile.calibration["resnet_too_fast_most"])) ** 2
+
+
+@pytest.mark.parametrize("name", ["gpu_h100", "gpu_h200", "host_gpu"])
+def test_gpus_store_few_bits_and_compute_in_float(name: str) -> None:
+    profile = find_profile(name)
+    layer = LayerSpec("a", "conv2d", (8, 8, 3, 3), Channels(((None, 8),)), Channels(((None, 8),)), 64)
+    for bits in range(2, 9):
+        kernel = profile.capability(layer, LayerPolicy(bits, "float"))
+        assert kernel is not None and kernel.bytes_only and kernel.runs_as == "fp32"
+        assert profile.capability(layer, LayerPolicy(bits, "int8")) is None
+
+
 def real_gpu() -> bool:
     try:
         find_gpu()
@@ -184,5 +225,6 @@ class TestOnAGpu:
         assert found[large] > 2 * found[small]
 
     def test_a_model_that_the_provider_lacks_a_kernel_for_is_refused(self) -> None:
-        with pytest.raises(Exception, match=r"(?i)cpu"):
+        # A session that captures graphs refuses before it asks where else the kernel could run.
+        with pytest.raises(Exception, match=rf"(?i)cpu|not been partitioned to the {PROVIDER}"):
             OnnxReplay(kernel_model(replace(CONV, precision="int8")), stopwatch_of(find_gpu()))

@@ -30,7 +30,7 @@ class Reaching(Roofline):
     def predict(self, kernels: Sequence[Kernel]) -> LatencyEstimate:
         known = super().predict(kernels)
         far = np.array([self.beyond(kernel) for kernel in kernels], dtype=bool)
-        return LatencyEstimate(known.us, known.own_us, known.common, far, known.measured)
+        return LatencyEstimate(known.us, known.own_us, known.common, far, known.measured, known.unlisted)
 
 
 def space_of(kind) -> SearchSpace:
