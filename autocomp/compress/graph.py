@@ -1,6 +1,5 @@
 """A torch network as one flat, functional, batch-norm-free graph: what every later step works on."""
 
-import copy
 import operator
 import warnings
 from collections.abc import Sequence
@@ -8,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx, nn
 
+from autocomp.compress.copying import copied
+from autocomp.compress.plain_form import PlainForm, first_line
 from autocomp.errors import UserError
 
 aten = torch.ops.aten
@@ -17,38 +18,20 @@ _NO_OPS = (aten.dropout.default, aten.alias.default, aten.detach.default)
 _BATCH_NORMS = (aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default)
 
 
-def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
-    """`module` in evaluation mode as an fx graph of functional aten operators, with a free batch axis.
+def capture(network: PlainForm, example: torch.Tensor) -> fx.GraphModule:
+    """`network` as an fx graph of functional aten operators, with a free batch axis.
 
-    example: (n, …) input with n ≥ 1. Batch-norm is folded into the layer before it. The module itself is not changed.
+    example: (n, …) input with n ≥ 1. Batch-norm is folded into the layer before it. The network is not changed.
 
     torch.export carries further than symbolic fx tracing here: it sees through functional calls, asserts and
     shape arithmetic, and leaves no in-place operator.
-    Raises UserError where the network cannot be traced or does not return one tensor.
+    Raises UserError where the network cannot be traced.
     """
-    module = copy.deepcopy(module).eval().cpu()
-    with torch.no_grad():
-        try:
-            output = module(example)
-        except Exception as error:
-            raise UserError(
-                f"the network fails on its example input of shape {tuple(example.shape)}: "
-                f"{type(error).__name__}: {first_line(error)}; check the task's example input"
-            ) from error
-    if not isinstance(output, torch.Tensor):
-        raise UserError(
-            f"expected the network to return one tensor, got {_describe(output)}; "
-            "wrap it in a module whose forward returns the logits alone"
-        )
-    if output.ndim < 1 or output.shape[0] != example.shape[0]:
-        raise UserError(
-            f"expected the network's output to have the batch of {example.shape[0]} as its first axis, "
-            f"got shape {tuple(output.shape)}"
-        )
     try:
-        with warnings.catch_warnings():
+        # A copy: what forward keeps of its activations would be the tracer's.
+        with warnings.catch_warnings(), network.context():
             warnings.simplefilter("ignore")
-            graph = _export(module, example)
+            graph = _export(copied(network.module), example)
     except UserError:
         raise
     except Exception as error:
@@ -56,6 +39,7 @@ def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
             f"torch.export cannot trace the network ({type(error).__name__}: {first_line(error)}); "
             "avoid control flow that depends on data, and a fixed batch size"
         ) from error
+    _drop_writes(graph)
     _drop_no_ops(graph)
     _fold_batch_norms(graph)
     _normalize(graph)
@@ -64,17 +48,6 @@ def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     for parameter in graph.parameters():
         parameter.requires_grad_(True)
     return graph
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else "no message"
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
 
 
 def export_program(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
@@ -95,6 +68,13 @@ def _export(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     plain = fx.GraphModule(graph, graph.graph)
     plain.eval()
     return plain
+
+
+def _drop_writes(graph: fx.GraphModule) -> None:
+    """Leave out what the network writes into its input or its own buffers at the end of a call: no result reads it."""
+    for node in reversed(list(graph.graph.nodes)):
+        if node.target is aten.copy_.default and not node.users:
+            graph.graph.erase_node(node)
 
 
 def _drop_no_ops(graph: fx.GraphModule) -> None:

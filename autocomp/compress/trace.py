@@ -1,5 +1,6 @@
 """From a torch network to a NetworkSpec: layers, coupled channel groups, fused kernels, and what is left alone."""
 
+import json
 import logging
 import math
 import operator
@@ -13,6 +14,7 @@ import onnx
 import torch
 from torch import fx, nn
 
+from autocomp.compress.agreement import answers, check_agreement
 from autocomp.compress.executed import with_work
 from autocomp.compress.graph import (
     CONVOLUTIONS,
@@ -26,6 +28,7 @@ from autocomp.compress.graph import (
     weight_path,
 )
 from autocomp.compress.integer_kernels import Form, form_of, reason_for_float
+from autocomp.compress.plain_form import PlainForm, plain_form
 from autocomp.errors import UserError
 from autocomp.network import (
     LAYER_OPS,
@@ -40,6 +43,7 @@ from autocomp.network import (
 
 PROGRAM_FILE = "program.pt2"
 TEMPLATE_FILE = "float.onnx"
+NAME_FILE, NOTES_FILE = "name", "notes.json"
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,28 @@ class Traced:
 
 
 def trace(module: nn.Module, example: torch.Tensor, name: str, folder: Path | None = None) -> Traced:
-    """Trace `module` on `example` of shape (n, …).
+    """Trace `module` on `example` of shape (n, …), and check that what is traced computes the same.
 
     The graph and the ONNX template are kept in `folder`, from which `load` reads them back in another process.
     The module is not changed. Raises UserError where it cannot be traced.
     """
-    captured = capture(module, example)
+    example = example.detach().cpu()
+    network = plain_form(module, example)
+    known = answers(network, example)
+    with tempfile.TemporaryDirectory() as scratch:
+        place = folder if folder is not None else Path(scratch)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / NAME_FILE).write_text(name)
+        (place / NOTES_FILE).write_text(json.dumps(network.notes))
+        _write(network, example, place)
+        traced = load(place)
+    check_agreement(network, known, traced.graph, traced.template)
+    return traced
+
+
+def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
+    """Trace `network` into the files of `place`."""
+    captured = capture(network, example)
     # The exporter's registry warns about torchvision's operators, which nobody asked for.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -81,16 +101,11 @@ def trace(module: nn.Module, example: torch.Tensor, name: str, folder: Path | No
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(f"the network cannot be written as ONNX: {type(error).__name__}: {reason}") from error
     assert onnx_program is not None and onnx_program.exported_program is not None
-    with tempfile.TemporaryDirectory() as scratch:
-        place = folder if folder is not None else Path(scratch)
-        place.mkdir(parents=True, exist_ok=True)
-        torch.export.save(onnx_program.exported_program, place / PROGRAM_FILE)
-        template = onnx_program.model_proto
-        _name_transposed_weights(template, captured)
-        _name_split_results(template, onnx_program.exported_program.graph)
-        onnx.save(template, place / TEMPLATE_FILE)
-        (place / "name").write_text(name)
-        return load(place)
+    torch.export.save(onnx_program.exported_program, place / PROGRAM_FILE)
+    template = onnx_program.model_proto
+    _name_transposed_weights(template, captured)
+    _name_split_results(template, onnx_program.exported_program.graph)
+    onnx.save(template, place / TEMPLATE_FILE)
 
 
 def _name_transposed_weights(template: onnx.ModelProto, graph: fx.GraphModule) -> None:
@@ -140,8 +155,10 @@ def load(folder: Path) -> Traced:
     graph.recompile()
     template = onnx.load(folder / TEMPLATE_FILE)
     _name_input(template, graph.graph)
-    traced = _analyse(graph, template.SerializeToString(), (folder / "name").read_text())
-    return replace(traced, spec=with_work(traced.spec, traced.starts, traced.tensors, traced.template, folder))
+    traced = _analyse(graph, template.SerializeToString(), (folder / NAME_FILE).read_text())
+    notes = [LeftAlone("the network", "trace", note) for note in json.loads((folder / NOTES_FILE).read_text())]
+    spec = replace(traced.spec, left_alone=(*notes, *traced.spec.left_alone))
+    return replace(traced, spec=with_work(spec, traced.starts, traced.tensors, traced.template, folder))
 
 
 def _name_input(template: onnx.ModelProto, graph: fx.Graph) -> None:
