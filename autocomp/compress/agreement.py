@@ -62,8 +62,7 @@ def answers(network: PlainForm, example: torch.Tensor) -> Answers:
                 f"of {len(output)}: keep the batch axis (a squeeze() without an axis drops it)"
             )
         if _beyond_rounding(network, alone, distance(answer, output[row : row + 1])):
-            others = several.roll(-row, 0)
-            raise UserError(_depends(network, others, alone))
+            raise UserError(_depends(network, several, alone, row))
         found.append((alone, answer))
     return Answers(tuple(found))
 
@@ -162,13 +161,13 @@ def _check_repeats(network: PlainForm, inputs: torch.Tensor, output: torch.Tenso
         return all(distance(tensors_of(run())[0], output) <= ROUNDING for _ in range(times))
 
     # Not through the network's own call, which would give each run the same random numbers.
-    with undisturbed(), network.context():
+    with undisturbed():
         before = _random_state()
         if repeats(1) and (before == _random_state() or repeats(_MORE_RUNS)):
             return
-        runs = [record(network.module, run) for _ in range(1 + _MORE_RUNS)]
-    parted = (first_parting(runs[0], other, torch.equal) for other in runs[1:])
-    where = next((step for step in parted if step is not None), None)
+        first = record(network.module, run)
+        parted = (first_parting(first, record(network.module, run), torch.equal) for _ in range(4 * _MORE_RUNS))
+        where = next((step for step in parted if step is not None), None)
     raise UserError(
         f"the network answers the same input differently each time{_first(where)}; it must be deterministic in "
         "evaluation mode: no dropout with training=True, no random numbers, nothing that is counted between calls"
@@ -185,29 +184,29 @@ def _check_finite(network: PlainForm, inputs: torch.Tensor, output: torch.Tensor
     if torch.isfinite(output).all():
         return
     steps = record(network.module, lambda: network(inputs))
-    nan = torch.isnan(output).any()
 
     def bad(tensor: torch.Tensor) -> bool:
-        if not tensor.is_floating_point():
-            return False
         # Masks of attention hold −∞ rightly.
-        return bool(torch.isnan(tensor).any() if nan else (tensor == torch.inf).any())
+        return tensor.is_floating_point() and bool((torch.isnan(tensor) | (tensor == torch.inf)).any())
 
     where = next((step for step in steps if any(bad(tensor) for tensor in step.outputs)), None)
+    nan = torch.isnan(output).any()
     raise UserError(
         f"the network's output for its example holds {'NaN' if nan else 'infinity'}{_first(where)}: "
         "check its weights and that the inputs are scaled as in training"
     )
 
 
-def _depends(network: PlainForm, inputs: torch.Tensor, others: torch.Tensor) -> str:
-    """The line for a network whose answer to the first of `inputs` is another among `others`, whose first it is too."""
+def _depends(network: PlainForm, inputs: torch.Tensor, others: torch.Tensor, row: int = 0) -> str:
+    """The line for a network that answers one example, inputs[row] and others[0], differently in the two batches."""
     one, other = (record(network.module, lambda x=x: network(x)) for x in (inputs, others))
     sizes = len(inputs), len(others)
 
     def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-        one_row, other_row = _rows(a, b, sizes) or (a, b)
-        return distance(other_row, one_row) <= ROUNDING
+        if a.ndim == 0 and not a.is_floating_point():
+            return True  # how many batches there were
+        in_one, in_other = _of_example(a, b, sizes, row) or (a, b)
+        return distance(in_other, in_one) <= ROUNDING
 
     where = first_parting(one, other, same)
     return (
@@ -217,15 +216,21 @@ def _depends(network: PlainForm, inputs: torch.Tensor, others: torch.Tensor) -> 
     )
 
 
-def _rows(a: torch.Tensor, b: torch.Tensor, sizes: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What belongs to the first example of two batches; None where no axis is the batch, or begins with it."""
+def _of_example(
+    a: torch.Tensor, b: torch.Tensor, sizes: tuple[int, int], row: int
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What belongs to an example in two batches of `sizes`: a's of number `row`, b's first.
+
+    None where no axis is the batch, or the batch and something within it.
+    """
     if a.ndim != b.ndim:
         return None
     axes = [i for i in range(a.ndim) if a.shape[i] * sizes[1] == b.shape[i] * sizes[0] and a.shape[i] % sizes[0] == 0]
     if not axes:
         return None
     axis = min(axes, key=lambda i: (a.shape[i] != sizes[0], i))
-    return a.narrow(axis, 0, a.shape[axis] // sizes[0]), b.narrow(axis, 0, b.shape[axis] // sizes[1])
+    length = a.shape[axis] // sizes[0]
+    return a.narrow(axis, row * length, length), b.narrow(axis, 0, length)
 
 
 def _first(where: Step | None) -> str:

@@ -28,10 +28,9 @@ def capture(network: PlainForm, example: torch.Tensor) -> fx.GraphModule:
     Raises UserError where the network cannot be traced.
     """
     try:
-        # A copy: what forward keeps of its activations would be the tracer's.
-        with warnings.catch_warnings(), network.context():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            graph = _export(copied(network.module), example)
+            graph = _export(network, example)
     except UserError:
         raise
     except Exception as error:
@@ -57,9 +56,11 @@ def export_program(module: nn.Module, example: torch.Tensor) -> torch.export.Exp
     return torch.export.export(module, (batch,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False)
 
 
-def _export(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+def _export(network: PlainForm, example: torch.Tensor) -> fx.GraphModule:
+    # Of a copy: what forward keeps of its activations would be the tracer's.
+    program = export_program(copied(network.module), example)
     # An empty table keeps the composite operators (conv2d, linear, …) and only makes the graph functional.
-    graph = export_program(module, example).run_decompositions({}).module()
+    graph = program.run_decompositions({}).module()
     assert isinstance(graph, fx.GraphModule)
     for node in list(graph.graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":

@@ -5,9 +5,11 @@ weights. Everything that can be computed once is made permanent in the copy; wha
 kept, and traced with the rest; what cannot be either is refused in a line. The user's module stays as it is.
 """
 
+import functools
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -28,22 +30,14 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class PlainForm:
-    """A network as compression takes it. notes: what was done to it that its owner should know, a sentence each.
-
-    other_precision: whether its code asks for other types than float32, so that it runs `in_float32` alone.
-    """
+    """A network as compression takes it. notes: what was done to it that its owner should know, a sentence each."""
 
     module: nn.Module
     notes: tuple[str, ...] = ()
-    other_precision: bool = False
-
-    def context(self) -> AbstractContextManager[object]:
-        """Where the module runs and is exported."""
-        return in_float32() if self.other_precision else nullcontext()
 
     def __call__(self, inputs: torch.Tensor) -> object:
         """What the network returns for (n, …) inputs, which are not changed."""
-        with undisturbed(), self.context():
+        with undisturbed():
             return self.module(inputs.clone())
 
 
@@ -77,12 +71,12 @@ def plain_form(module: nn.Module, example: torch.Tensor) -> PlainForm:
             )
     # Masks and norms are invisible once they are permanent: nothing to say. Hooks are code, and may have been meant.
     dropped = _drop_idle_hooks(form, example)
-    return PlainForm(network, (*form.notes, *dropped), form.other_precision)
+    return PlainForm(network, (*form.notes, *dropped))
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a line."""
-    lines = str(error).strip().splitlines()
+    """What an error says, short enough for a line and without colours."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     return lines[0][:200] if lines else "no message"
 
 
@@ -239,7 +233,20 @@ def _precision(network: nn.Module, example: torch.Tensor, notes: list[str]) -> P
         return PlainForm(network, tuple(notes))
     if mode.asked_for:
         notes = [*notes, f"what the network computes in {spelled(list(mode.asked_for))} is computed in float32"]
-    return PlainForm(network, tuple(notes), other_precision=True)
+    _run_in_float32(network)
+    return PlainForm(network, tuple(notes))
+
+
+def _run_in_float32(network: nn.Module) -> None:
+    """Have its forward run so, and nothing else: the exporter works with types of its own."""
+    kind = type(network)
+
+    @functools.wraps(kind.forward)
+    def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
+        with in_float32():
+            return kind.forward(self, *args, **kwargs)
+
+    network.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
 # ---- weights that are made anew at every call ----------------------------------------------------------------------

@@ -28,7 +28,7 @@ from autocomp.compress.graph import (
     weight_path,
 )
 from autocomp.compress.integer_kernels import Form, form_of, reason_for_float
-from autocomp.compress.plain_form import PlainForm, plain_form
+from autocomp.compress.plain_form import PlainForm, first_line, plain_form
 from autocomp.errors import UserError
 from autocomp.network import (
     LAYER_OPS,
@@ -98,8 +98,12 @@ def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
                 export_program(captured, example), dynamo=True, optimize=True, verbose=False
             )
         except Exception as error:
-            reason = str(error).strip().splitlines()[0][:200]
-            raise UserError(f"the network cannot be written as ONNX: {type(error).__name__}: {reason}") from error
+            cause: BaseException = error  # the exporter's own errors say how to debug it, the first one what is wrong
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise UserError(
+                f"the network cannot be written as ONNX: {type(cause).__name__}: {first_line(cause)}"
+            ) from error
     assert onnx_program is not None and onnx_program.exported_program is not None
     torch.export.save(onnx_program.exported_program, place / PROGRAM_FILE)
     template = onnx_program.model_proto
