@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocomp.compress.trace import Traced, load, trace
+from autocomp.compress.trace_cache import TraceCache
 from autocomp.errors import UserError
 from autocomp.tasks import own_folders
 from autocomp.tasks.check import check_task
@@ -39,7 +40,7 @@ class Bench:
     def make(cls, task: Task, folder: Path) -> "Bench":
         """Trace the task's network and write the bench. UserError where the network cannot be traced,
         or where its metric, its loss or a training step fails."""
-        traced = trace(task.network, task.example, task.name, folder)
+        traced = trace(task.network, task.example, task.name, folder, TraceCache())
         train, validation = task.train, task.validation
         np.save(folder / "train_inputs.npy", train.inputs)
         np.save(folder / "validation_inputs.npy", validation.inputs)
@@ -57,7 +58,9 @@ class Bench:
             "folders": [str(place) for place in folders],
         }  # fmt: skip
         (folder / _SETTINGS).write_text(json.dumps(settings))
-        return cls(folder)
+        bench = cls(folder)
+        bench.__dict__["traced"] = traced  # read already
+        return bench
 
     @classmethod
     def from_files(cls, files: dict[str, bytes], folder: Path) -> "Bench":

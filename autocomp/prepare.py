@@ -12,6 +12,7 @@ from autocomp.artifact import Target
 from autocomp.bench import Bench
 from autocomp.budget import Budget
 from autocomp.compress.trace import trace
+from autocomp.compress.trace_cache import TraceCache
 from autocomp.controllers.repair import nearest_fit, smallest_reachable
 from autocomp.devices import Device, Devices
 from autocomp.display import Display
@@ -81,6 +82,7 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
     for note in bench.notes:
         display.note(note)
     traced = bench.traced
+    _say_what_changed(traced.spec, display)
     for profile in profiles:
         _check_expressible(traced.spec, profile)
     options = replace(task.space, channel_multiple=math.lcm(*(profile.channel_multiple for profile in profiles)))
@@ -142,7 +144,16 @@ def trace_task(settings: SearchSettings, display: Display, folder: Path) -> Netw
     """The network that `settings` name; what `prepare` does of it, without what only a search needs."""
     task = _load_task(settings, display)
     display.phase("tracing the network", detail=task.name)
-    return trace(task.network, task.example, task.name, folder).spec
+    spec = trace(task.network, task.example, task.name, folder, TraceCache()).spec
+    _say_what_changed(spec, display)
+    return spec
+
+
+def _say_what_changed(network: NetworkSpec, display: Display) -> None:
+    """Notes on what tracing did to the network."""
+    for left in network.left_alone:
+        if left.what == "trace":
+            display.note(f"{left.name}: {left.reason}")
 
 
 def _load_task(settings: SearchSettings, display: Display) -> Task:

@@ -9,7 +9,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-_OTHER = (torch.float16, torch.bfloat16, torch.float64)
+#: Float types that are cast to float32.
+OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
 _CASTS = (torch.Tensor.half, torch.Tensor.bfloat16, torch.Tensor.double)
 #: What Tensor.type takes instead of a dtype.
 _TYPE_NAMES = ("torch.HalfTensor", "torch.BFloat16Tensor", "torch.DoubleTensor")
@@ -24,7 +25,7 @@ class _Float32(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _CASTS:
-            self.asked_for[_OTHER[_CASTS.index(func)]] = None
+            self.asked_for[OTHER_FLOATS[_CASTS.index(func)]] = None
             return torch.Tensor.float(args[0])
         args = tuple(self._plain(value) for value in args)
         kwargs = {key: self._plain(value) for key, value in (kwargs or {}).items()}
@@ -36,14 +37,14 @@ class _Float32(TorchFunctionMode):
 
     def _plain(self, value: Any) -> Any:
         if isinstance(value, str) and value in _TYPE_NAMES:
-            value = _OTHER[_TYPE_NAMES.index(value)]
-        if isinstance(value, torch.dtype) and value in _OTHER:
+            value = OTHER_FLOATS[_TYPE_NAMES.index(value)]
+        if isinstance(value, torch.dtype) and value in OTHER_FLOATS:
             self.asked_for[value] = None
             return torch.float32
         return value
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.dtype not in _OTHER:
+        if tensor.dtype not in OTHER_FLOATS:
             return tensor
         self.asked_for[tensor.dtype] = None
         return tensor.float()

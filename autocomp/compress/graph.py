@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from autocomp.compress.copying import copied
+from autocomp.compress.full_precision import OTHER_FLOATS
 from autocomp.compress.plain_form import PlainForm, first_line
 from autocomp.errors import UserError
 
@@ -39,6 +40,7 @@ def capture(network: PlainForm, example: torch.Tensor) -> fx.GraphModule:
             "avoid control flow that depends on data, and a fixed batch size"
         ) from error
     _drop_writes(graph)
+    _settle_types(graph)
     _drop_no_ops(graph)
     _fold_batch_norms(graph)
     _normalize(graph)
@@ -76,6 +78,17 @@ def _drop_writes(graph: fx.GraphModule) -> None:
     for node in reversed(list(graph.graph.nodes)):
         if node.target is aten.copy_.default and not node.users:
             graph.graph.erase_node(node)
+
+
+def _settle_types(graph: fx.GraphModule) -> None:
+    """Make float32 what the exporter kept in another float type: constants that came as arrays of float64."""
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            value = get_parameter(graph, str(node.target))
+            if value.dtype in OTHER_FLOATS:
+                value.data = value.data.float()
+        elif node.kwargs.get("dtype") in OTHER_FLOATS:
+            node.kwargs = {**node.kwargs, "dtype": torch.float32}
 
 
 def _drop_no_ops(graph: fx.GraphModule) -> None:

@@ -1,12 +1,14 @@
 """From a torch network to a NetworkSpec: layers, coupled channel groups, fused kernels, and what is left alone."""
 
+import gc
 import json
 import logging
 import math
 import operator
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import onnx
 import torch
 from torch import fx, nn
 
-from autocomp.compress.agreement import answers, check_agreement
+from autocomp.compress.agreement import Answers, answers, check_agreement
 from autocomp.compress.executed import with_work
 from autocomp.compress.graph import (
     CONVOLUTIONS,
@@ -29,6 +31,7 @@ from autocomp.compress.graph import (
 )
 from autocomp.compress.integer_kernels import Form, form_of, reason_for_float
 from autocomp.compress.plain_form import PlainForm, first_line, plain_form
+from autocomp.compress.trace_cache import TraceCache, digest_of
 from autocomp.errors import UserError
 from autocomp.network import (
     LAYER_OPS,
@@ -66,11 +69,14 @@ class Traced:
     input_name: str
 
 
-def trace(module: nn.Module, example: torch.Tensor, name: str, folder: Path | None = None) -> Traced:
+def trace(
+    module: nn.Module, example: torch.Tensor, name: str, folder: Path | None = None, cache: TraceCache | None = None
+) -> Traced:
     """Trace `module` on `example` of shape (n, …), and check that what is traced computes the same.
 
-    The graph and the ONNX template are kept in `folder`, from which `load` reads them back in another process.
-    The module is not changed. Raises UserError where it cannot be traced.
+    The graph and the ONNX template are kept in `folder`, from which `load` reads them back in another process. cache:
+    where they come from, if this network was traced before, and are kept. The module is not changed.
+    Raises UserError where it cannot be traced.
     """
     example = example.detach().cpu()
     network = plain_form(module, example)
@@ -80,10 +86,36 @@ def trace(module: nn.Module, example: torch.Tensor, name: str, folder: Path | No
         place.mkdir(parents=True, exist_ok=True)
         (place / NAME_FILE).write_text(name)
         (place / NOTES_FILE).write_text(json.dumps(network.notes))
-        _write(network, example, place)
-        traced = load(place)
+        digest = digest_of(network, example) if cache is not None else ""
+        if cache is not None and cache.fetch(digest, place):
+            try:
+                return _checked(place, network, known)
+            except Exception:  # noqa: BLE001 what a file that is not ours may do is not known
+                cache.forget(digest)
+        with _without_collector():
+            _write(network, example, place)
+        traced = _checked(place, network, known)
+        if cache is not None:
+            cache.keep(digest, place, (PROGRAM_FILE, TEMPLATE_FILE))
+    return traced
+
+
+def _checked(place: Path, network: PlainForm, known: Answers) -> Traced:
+    traced = load(place)
     check_agreement(network, known, traced.graph, traced.template)
     return traced
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Inside, Python's collector of cycles rests: graphs are millions of objects, to look through them takes a fifth."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
