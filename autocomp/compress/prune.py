@@ -7,7 +7,8 @@ import torch
 from torch import fx
 
 from autocomp.compress.graph import argument, aten, get_parameter, set_parameter
-from autocomp.compress.trace import Traced, is_flatten
+from autocomp.compress.trace import Traced
+from autocomp.compress.tracing.operators import is_flatten
 from autocomp.errors import UserError
 from autocomp.network import Channels, NetworkSpec, pattern_fault
 from autocomp.policy import Policy

@@ -10,7 +10,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from autocomp.compress.network import CompressedNetwork, LayerWeights
 from autocomp.compress.quantize import Grid, TensorRange
-from autocomp.compress.trace import Traced, is_flatten
+from autocomp.compress.trace import Traced
+from autocomp.compress.tracing.operators import is_flatten
 from autocomp.export.functions import (
     DOMAIN,
     bias_function,
