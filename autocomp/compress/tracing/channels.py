@@ -1,13 +1,14 @@
 """Where the channels of every tensor are, and which layers there are: one walk over the graph."""
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import fx
 
-from autocomp.compress.graph import LAYERS, argument, aten, get_parameter, weight_path
+from autocomp.compress.normalize import permutation
+from autocomp.compress.parameters import LAYERS, argument, aten, get_parameter
 from autocomp.compress.tracing.coupling import Axis, Coupling
+from autocomp.compress.tracing.layers import Call, layer_calls
 from autocomp.compress.tracing.operators import (
     BINARY,
     ELEMENTWISE,
@@ -23,35 +24,35 @@ from autocomp.compress.tracing.operators import (
     reads_stored,
     shape_of,
 )
+from autocomp.compress.tracing.reshapes import can_be_resized, followed
 from autocomp.network import LeftAlone
 
 
 class Analysis:
     """One walk over the graph: channel axes on the way down, then layers and kernels."""
 
-    def __init__(self, graph: fx.GraphModule, values: set[str]) -> None:
-        """values: names of the tensors in the ONNX graph."""
+    def __init__(self, graph: fx.GraphModule, values: set[str], stored: set[str]) -> None:
+        """values, stored: names of the tensors that the ONNX graph computes, and of those that it stores."""
         self.graph = graph
-        self.values = values
+        self.values, self.stored = values, stored
         self.coupling = Coupling()
         self.axes: dict[fx.Node, Axis | None] = {}
-        self.layer_names: dict[fx.Node, str] = {}
+        self.layers: dict[fx.Node, Call] = {}
         self.left_alone: list[LeftAlone] = []
         self.in_axes: dict[fx.Node, Axis | None] = {}
+        #: Reshapes that pruning follows → axis of their result that holds the channels.
+        self.reshapes: dict[fx.Node, Axis] = {}
 
     def run(self) -> None:
-        used: dict[str, fx.Node] = {}
-        for node in self.graph.graph.nodes:
-            if node.target in LAYERS and (path := weight_path(node)) is not None:
-                name = path.removesuffix(".weight")
-                if not self._finds_input(node):
-                    self.left_alone.append(LeftAlone(name, "quantize", "its input has no name in the ONNX graph"))
-                elif path in used:
-                    self.left_alone.append(LeftAlone(name, "quantize", "its weight is shared by several calls"))
-                    self.layer_names.pop(used[path], None)
-                else:
-                    used[path] = node
-                    self.layer_names[node] = name
+        calls, self.left_alone = layer_calls(self.graph.graph)
+        for call in calls:
+            missing = "" if self._finds_input(call.node) else "input"
+            if any(path is not None and path not in self.stored for path in (call.weight, call.bias)):
+                missing = "weight"
+            if not missing:
+                self.layers[call.node] = call
+            else:
+                self.left_alone.append(LeftAlone(call.name, "quantize", f"its {missing} has no name in the ONNX graph"))
         for node in self.graph.graph.nodes:
             if is_tensor(node) or node.op == "output":
                 self.axes[node] = self._axis(node)
@@ -84,7 +85,10 @@ class Analysis:
         if node.target in BINARY and len(sources) == 2 and not reads_stored(node):
             return self._binary(node, *sources)
         if node.target in POOLS or node.target in SPATIAL:
-            return self.axes.get(sources[0])
+            axis = self.axes.get(sources[0])
+            if axis is not None and shape_of(node)[axis.dim] != shape_of(sources[0])[axis.dim]:
+                return self._opaque(node, sources, f"changed in number by {op_name(node)}")
+            return axis
         if node.target is aten.mean.dim:
             return self._mean(node, sources[0])
         if node.target is aten.cat.default:
@@ -119,9 +123,9 @@ class Analysis:
         out_channels, per_group, *_ = weight.meta["val"].shape if "val" in weight.meta else self._weight(node).shape
         groups = groups_of(node)
         dim = len(shape_of(node)) - 1 if node.target is aten.linear.default else 1
-        name = self.layer_names.get(node)
+        name = self.layers[node].name if node in self.layers else None
         if axis is None or axis.dim != dim:
-            self.coupling.freeze(axis, f"layer {name} reads its channels along another axis")
+            self.coupling.freeze(axis, f"layer {name or node.name} reads its channels along another axis")
             axis = None
         self.in_axes[node] = axis
         if name is None:
@@ -176,25 +180,23 @@ class Analysis:
         return Axis(dim, parts)
 
     def _reshape(self, node: fx.Node, source: fx.Node) -> Axis | None:
-        axis, before, after = self.axes.get(source), shape_of(source), shape_of(node)
+        axis = self.axes.get(source)
         if axis is None:
             return self._opaque(node, [source], "reshaped")
-        if before == after:
-            return axis
-        if is_flatten(node) and axis.dim == 1:
-            return replace(axis, dim=1, repeat=axis.repeat * math.prod(before[2:]))
-        return self._opaque(node, [source], "reshaped in a way that mixes its channels")
+        result = followed(axis, source, node)
+        if result is None:
+            return self._opaque(node, [source], "reshaped in a way that mixes its channels")
+        if not is_flatten(node) and not can_be_resized(node, result.dim):
+            return self._opaque(node, [source], "reshaped to a size that fixes their number")
+        self.reshapes[node] = result
+        return result
 
     def _permute(self, node: fx.Node, source: fx.Node) -> Axis | None:
-        axis, rank = self.axes.get(source), len(shape_of(source))
+        axis = self.axes.get(source)
         if axis is None:
             return None
-        if node.target is aten.permute.default:
-            order = [d % rank for d in node.args[1]]  # type: ignore[union-attr]
-        else:
-            order = list(range(rank))
-            a, b = (d % rank for d in node.args[1:3]) if node.target is aten.transpose.int else (0, 1)  # type: ignore[misc]
-            order[a], order[b] = order[b], order[a]
+        order = permutation(node)
+        assert order is not None
         return replace(axis, dim=order.index(axis.dim))
 
     def _squeeze(self, node: fx.Node, source: fx.Node) -> Axis | None:

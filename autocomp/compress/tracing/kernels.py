@@ -61,7 +61,7 @@ def fused_kernels(
         linear = node.target is aten.linear.default
         in_axis = analysis.in_axes.get(node) if node.target in LAYERS else analysis.axes.get(main)
         height, width = (1, elements_of(main) // before[-1]) if linear else _spatial(before)
-        layer = analysis.layer_names.get(node)
+        layer = analysis.layers[node].name if node in analysis.layers else None
         int8 = int8 and (layer is not None or node.target not in LAYERS)  # a layer that is left alone is float
         weight = analysis._weight(node) if layer is not None else None
         window, stride = _window(node, op, weight)

@@ -52,12 +52,15 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 def elements_of(node: fx.Node) -> int:
     """Elements of a tensor node for a batch of 1, wherever its batch axis is, merged with others or not."""
-    total = 1
-    for size in node.meta["val"].shape:
-        if not isinstance(size, int):
-            size = int(size.node.expr.subs(dict.fromkeys(size.node.expr.free_symbols, 1)))
-        total *= size
-    return total
+    return math.prod(sizes_of(node, 1))
+
+
+def sizes_of(node: fx.Node, batch: int) -> list[int]:
+    """Shape of a tensor node for a batch of so many examples."""
+    return [
+        size if isinstance(size, int) else int(size.node.expr.subs(dict.fromkeys(size.node.expr.free_symbols, batch)))
+        for size in node.meta["val"].shape
+    ]
 
 
 def is_tensor(node: object) -> bool:
@@ -86,8 +89,8 @@ def groups_of(node: fx.Node) -> int:
 
 
 def reads_stored(node: fx.Node) -> bool:
-    """Whether an operator reads a stored tensor (a parameter or buffer) beside its inputs."""
-    return any(isinstance(source, fx.Node) and source.op == "get_attr" for source in node.all_input_nodes)
+    """Whether an operator reads a stored tensor (a parameter or buffer) of several values beside its inputs."""
+    return any(source.op == "get_attr" and source.meta["val"].numel() > 1 for source in node.all_input_nodes)
 
 
 def op_name(node: fx.Node) -> str:

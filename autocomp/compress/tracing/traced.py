@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import onnx
 from torch import fx
 
-from autocomp.compress.graph import argument, aten, get_parameter, weight_path
+from autocomp.compress.parameters import aten, get_parameter
 from autocomp.compress.tracing.channels import Analysis
 from autocomp.compress.tracing.coupling import Axis
 from autocomp.compress.tracing.kernels import fused_kernels
@@ -22,7 +22,9 @@ class Traced:
     graph: the float network as an fx graph of aten operators, batch-norm folded. template: the same as a float
     ONNX model (serialized). starts, tensors: kernel index → names of the fx node (and ONNX value) where the kernel
     begins and of the one that holds its result: they differ where an activation is fused.
-    layer_nodes: layer name → name of its fx node. weights: layer name → path of its weight (and its ONNX initializer).
+    layer_nodes: layer name → name of its fx node. weights, biases: layer name → path of its weight and of its bias, if
+    it has one, and their ONNX initializers. reshapes: name of an fx node (and ONNX value) that says a number of
+    channels → the axis of its result that they are on, and those channels.
     """
 
     spec: NetworkSpec
@@ -33,11 +35,14 @@ class Traced:
     layer_nodes: dict[str, str]
     weights: dict[str, str]
     input_name: str
+    biases: dict[str, str]
+    reshapes: dict[str, tuple[int, Channels]]
 
 
 def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
-    values = {name for node in onnx.load_model_from_string(template).graph.node for name in node.output}
-    analysis = Analysis(graph, values)
+    model = onnx.load_model_from_string(template).graph
+    values = {name for node in model.node for name in node.output}
+    analysis = Analysis(graph, values, {stored.name for stored in model.initializer})
     analysis.run()
     coupling = analysis.coupling
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -62,8 +67,8 @@ def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
         )
 
     layers, left_alone = [], list(analysis.left_alone)
-    for node, layer_name in analysis.layer_names.items():
-        weight = get_parameter(graph, weight_path(node) or "")
+    for node, call in analysis.layers.items():
+        weight = get_parameter(graph, call.weight)
         shape, out = tuple(weight.shape), shape_of(node)
         group_count = groups_of(node)
         depthwise = group_count > 1 and group_count == shape[0] and shape[1] == 1
@@ -71,9 +76,9 @@ def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
         positions = elements_of(node) // shape[0] if linear else math.prod(out[2:])
         layers.append(
             LayerSpec(
-                layer_name, "linear" if linear else f"conv{len(shape) - 2}d", shape,
+                call.name, "linear" if linear else f"conv{len(shape) - 2}d", shape,
                 channels(analysis.in_axes.get(node), shape[1] * group_count), channels(analysis.axes[node], shape[0]),
-                positions, group_count, depthwise, argument(node, 2, "bias", None) is not None,
+                positions, group_count, depthwise, call.bias is not None,
             )
         )  # fmt: skip
     left_alone += [LeftAlone(g.name, "prune", g.reason) for g in groups if g.reason]
@@ -86,6 +91,14 @@ def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
     spec = NetworkSpec(
         name, shape_of(placeholders[0])[1:], tuple(layers), tuple(groups), tuple(kernels), tuple(left_alone)
     )
-    nodes = {layer: node.name for node, layer in analysis.layer_names.items()}
-    weights = {layer: weight_path(node) or "" for node, layer in analysis.layer_names.items()}
-    return Traced(spec, graph, template, tuple(starts), tuple(tensors), nodes, weights, placeholders[0].name)
+    calls = analysis.layers.values()
+    resized = {
+        node.name: (axis.dim, counted)
+        for node, axis in analysis.reshapes.items()
+        if (counted := channels(axis, 0)).groups
+    }
+    return Traced(
+        spec, graph, template, tuple(starts), tuple(tensors), {call.name: call.node.name for call in calls},
+        {call.name: call.weight for call in calls}, placeholders[0].name,
+        {call.name: call.bias for call in calls if call.bias is not None}, resized,
+    )  # fmt: skip
