@@ -85,7 +85,8 @@ def _spell_padding(graph: fx.GraphModule, node: fx.Node) -> None:
     window = weight.meta["val"].shape[2:]
     stride, mode = argument(node, 3, "stride", 1), argument(node, 4, "padding", "valid")
     dilation, groups = argument(node, 5, "dilation", 1), argument(node, 6, "groups", 1)
-    steps = [dilation] * len(window) if isinstance(dilation, int) else list(dilation) * len(window)  # type: ignore[call-overload]
+    stride, dilation = ([v] * len(window) if isinstance(v, int) else list(v) for v in (stride, dilation))  # type: ignore[call-overload]
+    steps = dilation * len(window) if len(dilation) == 1 else dilation
     zeros = [step * (size - 1) if mode == "same" else 0 for step, size in zip(steps, window, strict=False)]
     odd = [total % 2 for total in zeros]
     if any(odd):
@@ -182,7 +183,7 @@ def _store_bias(graph: fx.GraphModule, layer: fx.Node, bias: torch.Tensor) -> No
     set_parameter(graph, target, bias)
     with graph.graph.inserting_before(layer):
         stored = graph.graph.get_attr(target)
-    stored.meta = dict(old.meta) if isinstance(old, fx.Node) else {}
+    stored.meta["val"] = bias
     layer.args = (layer.args[0], layer.args[1], stored, *layer.args[3:])
     layer.kwargs = {name: value for name, value in layer.kwargs.items() if name != "bias"}
 
@@ -285,6 +286,7 @@ class _Weights:
             with self.graph.graph.inserting_before(before):
                 new = self.graph.graph.create_node("get_attr", path)
             self.made[key] = new, turned_value.reshape(height, -1).contiguous()
+            new.meta["val"] = self.made[key][1]
         return self.made[key][0]
 
     def settle(self) -> None:

@@ -41,7 +41,7 @@ def fused_kernels(
         # An operator with several results (a recurrent layer) counts as a kernel where one of them is picked.
         maker = node.args[0] if node.target is operator.getitem else node
         sources = [s for s in maker.all_input_nodes if is_tensor(s)]
-        if not sources:
+        if not any(source in made for source in sources):
             continue  # a constant
         if is_merged(node, values) and sources[0] in made:
             made[node] = made[sources[0]]
@@ -49,7 +49,7 @@ def fused_kernels(
         end = node
         op, int8, free = _kernel_op(node, sources)
         # Between two integer kernels a tensor must be findable in the ONNX graph; its name there may be lost.
-        int8 = int8 and node.name in values
+        int8 = int8 and node.name in values and all(source in made for source in sources)
         if node.target in LAYERS or op == "add":
             users = list(node.users)
             if len(users) == 1 and users[0].target in FUSED:

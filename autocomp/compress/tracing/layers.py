@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from autocomp.compress.parameters import LAYERS, argument, bias_path, is_stored, weight_path
@@ -24,6 +25,7 @@ def layer_calls(graph: fx.Graph) -> tuple[list[Call], list[LeftAlone]]:
     for node in graph.nodes:
         if node.op == "get_attr":
             readers[str(node.target)] = readers.get(str(node.target), 0) + len(node.users)
+    data = _data(graph)
     calls: list[Call] = []
     left: dict[str, LeftAlone] = {}
     for node in graph.nodes:
@@ -31,13 +33,24 @@ def layer_calls(graph: fx.Graph) -> tuple[list[Call], list[LeftAlone]]:
             continue
         path, bias = weight_path(node), bias_path(node)
         name = path.removesuffix(".weight") if path is not None else node.name
-        reason = _reason(node, readers)
+        reason = _reason(node, readers) if node.args[0] in data else "what it reads does not depend on the input"
         if reason:
             left[name] = LeftAlone(name, "quantize", reason)
         else:
             assert path is not None
             calls.append(Call(node, name, path, bias))
     return calls, list(left.values())
+
+
+def _data(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose values depend on those of the network's input, and not on its shape alone."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            found.add(node)
+        elif not isinstance(node.meta.get("val"), torch.SymInt) and any(s in found for s in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _reason(node: fx.Node, readers: dict[str, int]) -> str:
