@@ -17,7 +17,7 @@ import onnxruntime
 from onnx import NodeProto, TensorProto, helper
 from torch import fx
 
-from autocomp.compress.graph import argument, aten
+from autocomp.compress.parameters import argument, aten
 
 _AVERAGES = {aten.avg_pool1d.default, aten.avg_pool2d.default}
 _PADS = {aten.constant_pad_nd.default, aten.pad.default}

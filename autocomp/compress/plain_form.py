@@ -260,9 +260,7 @@ def _make_permanent(network: nn.Module) -> list[str]:
     with torch.no_grad():
         for path, part in list(network.named_modules()):
             for key, hook in reversed(list(part._forward_pre_hooks.items())):
-                if isinstance(hook, prune.BasePruningMethod):
-                    hook.remove(part)
-                elif isinstance(hook, WeightNorm):
+                if isinstance(hook, prune.BasePruningMethod) or isinstance(hook, WeightNorm):
                     hook.remove(part)
                 elif isinstance(hook, SpectralNorm):
                     hook.remove(part)
@@ -312,4 +310,3 @@ def _drop_idle_hooks(form: PlainForm, example: torch.Tensor) -> list[str]:
         return []
     names = ", ".join(_called(path) for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
     return [f"forward hooks of {names} change no result and were left out"]
-

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
-from autocomp.compress.graph import argument, aten, get_parameter, set_parameter
-from autocomp.compress.trace import Traced, is_flatten
+from autocomp.compress.graph import argument, get_parameter, set_parameter
+from autocomp.compress.trace import Traced
+from autocomp.compress.tracing.operators import RESHAPES
 from autocomp.errors import UserError
 from autocomp.network import Channels, NetworkSpec, pattern_fault
 from autocomp.policy import Policy
@@ -105,7 +106,10 @@ def prune(traced: Traced, policy: Policy) -> fx.GraphModule:
         if layer.depthwise and out_index is not None:
             node.args = (*node.args[:6], len(out_index))
     for node in graph.graph.nodes:
-        if node.target in (aten.view.default, aten.reshape.default) and is_flatten(node):
-            node.args = (node.args[0], [node.args[1][0], -1])
+        if node.name in traced.reshapes and node.target in RESHAPES:
+            axis, channels = traced.reshapes[node.name]
+            sizes = list(node.args[1])
+            sizes[axis] = channels.count(policy)
+            node.args = (node.args[0], sizes)
     graph.recompile()
     return graph

@@ -55,9 +55,10 @@ def open_session(model: str, *, stock: bool = False) -> tuple[Any, dict[str, str
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         graph = onnx.load(optimized).graph
     found: dict[str, str] = {}
-    for node in graph.node:
-        for name in (node.name, *node.output):
-            found.setdefault(re.sub(r"(_token_\d+|_nchwc)$", "", name), node.op_type)
+    # A layer may be called as a tensor of another operator: nodes come first.
+    names = [(node.name, node) for node in graph.node] + [(name, node) for node in graph.node for name in node.output]
+    for name, node in names:
+        found.setdefault(re.sub(r"(_token_\d+|_nchwc)$", "", name), node.op_type)
     return session, found
 
 

@@ -31,7 +31,6 @@ from autocomp.export.writer import (
     FIXED_ARGUMENTS,
     OnnxWriter,
     Parts,
-    bias_name,
     layer_consumers,
     replace_input,
 )
@@ -66,7 +65,7 @@ class FileSizes:
         self._flattened = {n.output[0] for n in template.graph.node if n.op_type == "Flatten"}
         replaced = set(writer.layer_initializers())
         for layer, node in consumers.items():
-            bias = bias_name(template.graph, node)
+            bias = self.traced.biases.get(layer)
             if bias is not None:
                 replace_input(template.graph, node, bias, writer.short_name(layer) + BIAS)
             node.input[1] = writer.short_name(layer)

@@ -11,7 +11,7 @@ from torch import fx
 
 from autocomp.compress.graph import argument, aten, pair
 from autocomp.compress.network import CompressedNetwork, LayerWeights
-from autocomp.compress.trace import is_flatten, op_name
+from autocomp.compress.tracing.operators import is_flatten, op_name
 from autocomp.errors import UserError
 from autocomp.network import KernelNode
 from autocomp.tflite.builder import Activation, Affine, ModelBuilder, Padding, Tensor

@@ -8,7 +8,8 @@ from torch import fx
 from autocomp.compress.graph import LAYERS, weight_path
 from autocomp.compress.network import CompressedNetwork
 from autocomp.compress.quantize import TensorRange
-from autocomp.compress.trace import Traced, op_name
+from autocomp.compress.trace import Traced
+from autocomp.compress.tracing.operators import op_name
 from autocomp.errors import UserError
 from autocomp.export.tflite_operators import OPERATORS, Call, Graph, Stored, bounds_of, inexpressible
 from autocomp.network import NETWORK_INPUT

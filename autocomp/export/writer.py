@@ -1,5 +1,6 @@
 """From a compressed network to an ONNX file that stock ONNX Runtime executes with integer kernels."""
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from autocomp.compress.network import CompressedNetwork, LayerWeights
 from autocomp.compress.quantize import Grid, TensorRange
 from autocomp.compress.stored import BIAS_STEP
-from autocomp.compress.trace import Traced, is_flatten
+from autocomp.compress.trace import Traced
+from autocomp.compress.tracing.operators import is_flatten
+from autocomp.compress.tracing.reshapes import onnx_sizes
 from autocomp.export.functions import (
     DOMAIN,
     bias_function,
@@ -50,12 +53,19 @@ def float_template(traced: Traced) -> ModelProto:
     for node in graph.node:
         if node.op_type in ("AveragePool", "MaxPool") and node.output[0] in sizes:
             spell_pool(node, *sizes[node.output[0]])
+    _spell_reshapes(graph, traced)
     _drop_unused(graph)
-    for index, node in enumerate(graph.node):
-        node.name = f"n{index}"
-    for layer, node in layer_consumers(traced, graph).items():
-        node.name = layer
+    _name_nodes(graph, layer_consumers(traced, graph))
     return model
+
+
+def _name_nodes(graph: GraphProto, consumers: dict[str, NodeProto]) -> None:
+    """A layer's node is called by the layer, the others n0, n1, … where no layer is called so."""
+    free = (name for name in (f"n{i}" for i in itertools.count()) if name not in consumers)
+    for node in graph.node:
+        node.name = next(free)
+    for layer, node in consumers.items():
+        node.name = layer
 
 
 def layer_consumers(traced: Traced, graph: GraphProto) -> dict[str, NodeProto]:
@@ -90,6 +100,20 @@ def _spell_pooling(graph: GraphProto, flattens: set[str]) -> None:
     graph.node.extend(nodes)
 
 
+def _spell_reshapes(graph: GraphProto, traced: Traced) -> None:
+    """Give each reshape that says a number of channels a tensor of sizes of its own, r0, r1, …, for `build` to set."""
+    nodes = {node.name: node for node in traced.graph.graph.nodes}
+    for index, (name, node) in enumerate(resized(graph, traced).items()):
+        node.input[1] = f"r{index}"
+        del node.attribute[:]
+        graph.initializer.append(raw_tensor(node.input[1], np.array(onnx_sizes(nodes[name]), np.int64)))
+
+
+def resized(graph: GraphProto, traced: Traced) -> dict[str, NodeProto]:
+    """Result → the Reshape that makes it, of those that say a number of channels that pruning may change."""
+    return {n.output[0]: n for n in graph.node if n.op_type == "Reshape" and n.output[0] in traced.reshapes}
+
+
 def _drop_unused(graph: GraphProto) -> None:
     used = {name for node in graph.node for name in node.input}
     kept = [i for i in graph.initializer if i.name in used]
@@ -122,7 +146,7 @@ class OnnxWriter:
         """Names of the template's tensors that a layer's own take the place of."""
         graph = self.template.graph
         consumers = layer_consumers(self.traced, graph).values()
-        return [n.input[1] for n in consumers] + [b for n in consumers if (b := bias_name(graph, n)) is not None]
+        return [*(n.input[1] for n in consumers), *self.traced.biases.values()]
 
     def build(self, network: CompressedNetwork) -> ModelProto:
         model = ModelProto()
@@ -131,7 +155,6 @@ class OnnxWriter:
         parts = Parts(self.unsigned_weights)
         consumers = layer_consumers(self.traced, graph)
         source_of = {node.name: node.inputs[0] for node in self.traced.spec.kernels if node.layer is not None}
-        biases = {layer: bias_name(graph, node) for layer, node in consumers.items()}
         replaced = set(self.layer_initializers())
         kept = [i for i in graph.initializer if i.name not in replaced]
         del graph.initializer[:]
@@ -141,7 +164,7 @@ class OnnxWriter:
             transposed = node.op_type == "MatMul"
             short = self.short_name(layer)
             input_scale = _scale_name(source_of[layer]) if weights.integer else ""
-            old_bias = biases[layer]
+            old_bias = self.traced.biases.get(layer)
             node.input[1] = parts.weight(short, weights, transposed)
             if old_bias is not None and weights.bias is not None:
                 new_bias = parts.bias(short, weights, input_scale)
@@ -149,6 +172,7 @@ class OnnxWriter:
             for attribute in node.attribute:
                 if attribute.name == "group" and self.traced.spec.layer_by_name[layer].depthwise:
                     attribute.i = len(weights.weight)
+        self._resize(graph, network)
         self._quantize_tensors(graph, network, parts)
         graph.initializer.extend(parts.initializers)
         self._assemble(graph, parts)
@@ -159,6 +183,15 @@ class OnnxWriter:
         if not self.unsigned_weights and any(may_saturate(layer) for layer in network.layers.values()):
             model.metadata_props.append(limit_entry())
         return model
+
+    def _resize(self, graph: GraphProto, network: CompressedNetwork) -> None:
+        """Tell reshapes how many channels are left."""
+        stored = {i.name: i for i in graph.initializer}
+        for name, node in resized(graph, self.traced).items():
+            axis, channels = self.traced.reshapes[name]
+            sizes = numpy_helper.to_array(stored[node.input[1]]).copy()
+            sizes[axis] = channels.count(network.policy)
+            stored[node.input[1]].CopyFrom(raw_tensor(node.input[1], sizes))
 
     def write(self, network: CompressedNetwork, path: Path) -> int:
         """Write the file; returns its size in bytes. Nothing is left at `path` if it cannot be written whole."""
@@ -230,18 +263,6 @@ class OnnxWriter:
             for name in node.output:
                 graph.node.extend(parts.after.pop(name, []))
         assert not parts.after, f"tensors that nothing computes: {sorted(parts.after)}"
-
-
-def bias_name(graph: GraphProto, node: NodeProto) -> str | None:
-    """The initializer that holds a layer's bias; for MatMul it is read by the Add behind it."""
-    if len(node.input) > 2:
-        return node.input[2]
-    if node.op_type == "MatMul":
-        stored = {i.name for i in graph.initializer}
-        for other in graph.node:
-            if other.op_type == "Add" and node.output[0] in other.input:
-                return next((name for name in other.input if name in stored), None)
-    return None
 
 
 def replace_input(graph: GraphProto, node: NodeProto, old: str, new: str) -> None:

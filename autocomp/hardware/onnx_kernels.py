@@ -17,7 +17,7 @@ from onnx import NodeProto, helper
 
 from autocomp.errors import UserError
 from autocomp.hardware.runner import single_thread_options
-from autocomp.kernel import GATES, Kernel, Precision
+from autocomp.kernel import Kernel, Precision
 
 #: Fusions of several kernels into one. Without them a kernel is found in the graph whatever stands beside it. The last
 #: one needs a fixed batch, as files are read here but not run, and would keep integer kernels from being made.

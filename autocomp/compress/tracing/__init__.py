@@ -1,0 +1,1 @@
+"""What tracing finds in a graph: coupled channels, layers, fused kernels."""
