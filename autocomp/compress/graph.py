@@ -14,7 +14,6 @@ from autocomp.compress.normalize import (
     name_apart,
     separate_biases,
     spell_operators,
-    spell_products,
 )
 from autocomp.compress.parameters import (
     CONVOLUTIONS,
@@ -27,6 +26,7 @@ from autocomp.compress.parameters import (
     set_parameter,
     weight_path,
 )
+from autocomp.compress.products import spell_products
 from autocomp.errors import UserError
 
 __all__ = [

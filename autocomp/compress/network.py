@@ -134,6 +134,7 @@ class QuantizedNetwork:
             quantizer.settle()
             scale = quantizer.log_scale.detach().exp()
             base, ratios, stored = representable_scales(scale.flatten().numpy())
+            base, stored = _told_apart(base, ratios, stored, layers.values())
             per_channel = torch.from_numpy(stored).reshape(scale.shape)
             levels = quantizer.grid.round(weight / per_channel).to(torch.int8).numpy()
             if mask is not None:
@@ -268,6 +269,21 @@ class QuantizedNetwork:
         mean = input_mean.reshape(groups, -1)  # (groups, in / groups)
         per_group = shift.reshape(groups, -1, shift.shape[1])  # (groups, out / groups, in / groups)
         get_parameter(self.module, str(bias_node.target)).sub_(torch.einsum("goi,gi->go", per_group, mean).reshape(-1))
+
+
+def _told_apart(
+    base: np.float32, ratios: NDArray[np.float16], scales: NDArray[np.float32], others: Iterable[LayerWeights]
+) -> tuple[np.float32, NDArray[np.float32]]:
+    """(base, scales) that no other layer has: the last bit of the base moves until they differ.
+
+    ONNX Runtime computes what is alike once, and then, where it is told to be exact on x86, fails on the zero-points
+    that two layers share ("Attempt to replace the existing tensor").
+    """
+    alike = [o.base for o in others if o.ratios is not None and np.array_equal(o.ratios, ratios)]
+    while base in alike:
+        base = np.nextafter(base, np.float32(np.inf))
+        scales = (base * ratios.astype(np.float32)).astype(np.float32)
+    return base, scales
 
 
 class _Observer(fx.Interpreter):

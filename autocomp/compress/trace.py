@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from autocomp.compress.graph import aten, capture, export_program, first_line
+from autocomp.compress.normalize import name_input_apart
 from autocomp.compress.tracing.reshapes import spell_sizes
 from autocomp.compress.tracing.template import name_input, name_parts, settle_weights, told_apart
 from autocomp.compress.tracing.traced import Traced, analyse
@@ -83,5 +84,6 @@ def _load_graph(folder: Path) -> fx.GraphModule:
             node.target = aten.reshape.default  # training stores images channels last, where a view may not exist
     graph = fx.GraphModule(exported, exported.graph)
     spell_sizes(graph.graph)
+    name_input_apart(graph.graph)
     graph.recompile()
     return graph

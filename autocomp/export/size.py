@@ -25,12 +25,12 @@ from autocomp.export.functions import (
     weight_function_name,
 )
 from autocomp.export.packing import PLANES, Packing, choose_packing, lacks_zero
+from autocomp.export.template import layer_consumers
 from autocomp.export.writer import (
     BIAS,
     FIXED_ARGUMENTS,
     OnnxWriter,
     Parts,
-    layer_consumers,
     replace_input,
 )
 from autocomp.network import NETWORK_INPUT, LayerSpec

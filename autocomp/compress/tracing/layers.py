@@ -46,9 +46,9 @@ def _data(graph: fx.Graph) -> set[fx.Node]:
     """Nodes whose values depend on those of the network's input, and not on its shape alone."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder":
-            found.add(node)
-        elif not isinstance(node.meta.get("val"), torch.SymInt) and any(s in found for s in node.all_input_nodes):
+        if node.op == "placeholder" or (
+            not isinstance(node.meta.get("val"), torch.SymInt) and any(s in found for s in node.all_input_nodes)
+        ):
             found.add(node)
     return found
 
