@@ -5,7 +5,6 @@ length: a trained network computes them anew for each batch. Behind this pass a 
 """
 
 import operator
-from collections.abc import Callable
 
 import torch
 from torch import fx, nn
@@ -73,9 +72,8 @@ def _evaluate(node: fx.Node, values: dict[fx.Node, object]) -> object:
         torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable
     ):
         return None
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
-    assert isinstance(target, Callable)  # type: ignore[arg-type]
-    result = target(*args, **kwargs)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)  # type: ignore[arg-type, misc]
+    result = target(*args, **kwargs)  # type: ignore[operator]
     return result if _elements(result) else None
 
 

@@ -15,7 +15,6 @@ from autocomp.compress.normalize import (
     name_apart,
     separate_biases,
     spell_operators,
-    spell_products,
 )
 from autocomp.compress.parameters import (
     CONVOLUTIONS,
@@ -29,6 +28,7 @@ from autocomp.compress.parameters import (
     weight_path,
 )
 from autocomp.compress.plain_form import PlainForm, first_line
+from autocomp.compress.products import spell_products
 from autocomp.errors import UserError
 
 __all__ = [

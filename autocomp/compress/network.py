@@ -148,6 +148,7 @@ class QuantizedNetwork:
                 continue
             input_scale = self._bias_unit(layer.name) if decision.activation == "int8" else None
             base, ratios, scales = quantizer.settle(weight, bias, input_scale)
+            base, scales = _told_apart(base, ratios, scales, layers.values())
             per_channel = torch.from_numpy(scales).reshape(quantizer.log_scale.shape)
             levels = quantizer.grid.round(weight / per_channel).to(torch.int8).numpy()
             if mask is not None:
@@ -282,6 +283,21 @@ class QuantizedNetwork:
         mean = input_mean.reshape(groups, -1)  # (groups, in / groups)
         per_group = shift.reshape(groups, -1, shift.shape[1])  # (groups, out / groups, in / groups)
         get_parameter(self.module, str(bias_node.target)).sub_(torch.einsum("goi,gi->go", per_group, mean).reshape(-1))
+
+
+def _told_apart(
+    base: np.float32, ratios: NDArray[np.float16], scales: NDArray[np.float32], others: Iterable[LayerWeights]
+) -> tuple[np.float32, NDArray[np.float32]]:
+    """(base, scales) that no other layer has: the last bit of the base moves until they differ.
+
+    ONNX Runtime computes what is alike once, and then, where it is told to be exact on x86, fails on the zero-points
+    that two layers share ("Attempt to replace the existing tensor").
+    """
+    alike = [o.base for o in others if o.ratios is not None and np.array_equal(o.ratios, ratios)]
+    while base in alike:
+        base = np.nextafter(base, np.float32(np.inf))
+        scales = expanded_scales(base, ratios)
+    return base, scales
 
 
 class _Observer(fx.Interpreter):

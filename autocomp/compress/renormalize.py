@@ -8,6 +8,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from autocomp.compress.graph import CONVOLUTIONS, argument, get_parameter, set_parameter, weight_path
+from autocomp.compress.tracing.layers import layer_calls
 
 _EPSILON = 1e-5
 
@@ -19,11 +20,9 @@ class Renormalized:
         self.module = module
         self._norms: dict[fx.Node, tuple[str, nn.Module]] = {}
         # A convolution without a bias has nowhere to put the shift when the norm is folded: it gets none.
-        convolutions = [
-            n for n in module.graph.nodes
-            if n.target in CONVOLUTIONS and weight_path(n) is not None
-            and isinstance(argument(n, 2, "bias", None), fx.Node)
-        ]  # fmt: skip
+        # One that is called several times would be scaled by the norms of all its calls.
+        calls, _ = layer_calls(module.graph)
+        convolutions = [c.node for c in calls if c.node.target in CONVOLUTIONS and c.bias is not None]
         moments = _output_moments(module, {n.name for n in convolutions}, inputs)
         for index, node in enumerate(convolutions):
             mean, variance = moments[node.name]

@@ -17,6 +17,7 @@ from torch import fx, nn
 from autocomp.compress.agreement import Answers, answers, check_agreement
 from autocomp.compress.executed import WORK_FILE, with_work
 from autocomp.compress.graph import aten, capture, export_program
+from autocomp.compress.normalize import name_input_apart
 from autocomp.compress.plain_form import PlainForm, first_line, plain_form
 from autocomp.compress.trace_cache import TraceCache, digest_of
 from autocomp.compress.tracing.reshapes import spell_sizes
@@ -142,5 +143,6 @@ def _load_graph(folder: Path) -> fx.GraphModule:
             node.target = aten.reshape.default  # training stores images channels last, where a view may not exist
     graph = fx.GraphModule(exported, exported.graph)
     spell_sizes(graph.graph)
+    name_input_apart(graph.graph)
     graph.recompile()
     return graph

@@ -26,12 +26,12 @@ from autocomp.export.functions import (
 )
 from autocomp.export.limits import limit_entry
 from autocomp.export.packing import PLANES, Packing, choose_packing, lacks_zero
+from autocomp.export.template import layer_consumers
 from autocomp.export.writer import (
     BIAS,
     FIXED_ARGUMENTS,
     OnnxWriter,
     Parts,
-    layer_consumers,
     replace_input,
 )
 from autocomp.network import NETWORK_INPUT, LayerSpec

@@ -93,7 +93,12 @@ def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
         if k.layer is None and not k.int8 and not k.free and k.op not in LAYER_OPS  # those are listed already
     ]
     spec = NetworkSpec(
-        name, shape_of(placeholders[0])[1:], tuple(layers), tuple(groups), tuple(kernels), tuple(left_alone)
+        name,
+        shape_of(placeholders[0])[1:],
+        tuple(layers),
+        tuple(groups),
+        tuple(kernels),
+        tuple(dict.fromkeys(left_alone)),
     )
     calls = analysis.layers.values()
     resized = {
