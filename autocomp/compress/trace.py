@@ -145,4 +145,6 @@ def _load_graph(folder: Path) -> fx.GraphModule:
     spell_sizes(graph.graph)
     name_input_apart(graph.graph)
     graph.recompile()
+    for parameter in graph.parameters():
+        parameter.requires_grad_(True)
     return graph
