@@ -275,8 +275,12 @@ def _make_permanent(network: nn.Module) -> list[str]:
                 kind = type(part)
                 own = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
                 part.__class__ = type(kind.__name__, kind.__bases__, own)
-                for name in list(part.parametrizations):
+                for name, parametrization in list(part.parametrizations.items()):
+                    of_parameters = bool(list(parametrization.parameters(recurse=False)))
                     parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+                    if of_parameters and name in part._buffers:  # what two parameters make is left as a buffer
+                        value = part._buffers.pop(name)
+                        part.register_parameter(name, nn.Parameter(value))
                     made.append(f"the parametrization of {name} in {_called(path)}")
     return made
 
