@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from autocomp.artifact import Artifact, Draft
 from autocomp.budget import Budget
 from autocomp.devices import Device, Devices
+from autocomp.display import QuietDisplay
 from autocomp.errors import RunError
 from autocomp.hardware.cost import Cost
 from autocomp.hardware.profile import find_profile
@@ -17,6 +19,7 @@ from autocomp.journal import Entry, Journal
 from autocomp.outcome import Candidate, Outcome, Status
 from autocomp.policy import Policy
 from autocomp.schedule import Next, Report, Schedule, pareto_front
+from autocomp.search import _conclude
 
 
 class Controller:
@@ -308,6 +311,50 @@ def test_reasons_of_failures_are_counted_by_kind(tmp_path):
     for error in ("worker 3 died", "diverged", "worker 14 died", ""):
         plan.finished(plan.next().id, Report(error=error) if error else done(0.5, 100))
     assert plan.failures == [("worker 14 died", 2), ("diverged", 1)]
+
+
+class Notes(QuietDisplay):
+    def __init__(self):
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [
+        ([Report(error="shapes differ")] * 5, r"every trial failed, so the search ended after 5; .*: shapes differ"),
+        (
+            [Report(error="shapes differ"), Report(error="diverged")],
+            "no trial gave a file: 2 failed; most often: shapes",
+        ),
+        (
+            [Report(error="diverged"), done(0.9, 401)],
+            "no trial gave a file: 1 failed; 1 were over the budget; .* diver",
+        ),
+        ([done(0.9, 401)], r"no trial completed within the budget; `autocomp report a/run` lists the reasons"),
+    ],
+)
+def test_a_search_without_a_file_ends_with_the_reason(tmp_path, reports, expected):
+    plan = schedule(tmp_path, lag=9, budget=Budget(400))
+    for answer in reports:
+        plan.finished(plan.next().id, answer)
+    with pytest.raises(RunError, match=expected):
+        _conclude(plan, Path("a/run"), plan.front(), Notes())
+
+
+def test_a_search_with_a_front_says_how_many_trials_failed(tmp_path):
+    plan, display = schedule(tmp_path, lag=9), Notes()
+    for answer in (done(0.9, 100), Report(error="worker 3 died"), Report(error="worker 5 died"), Report(error="odd")):
+        plan.finished(plan.next().id, answer)
+    _conclude(plan, Path("a/run"), plan.front(), display)
+    assert display.notes == ["3 of 4 trials failed, 2 of them thus: worker 5 died"]
+    (tmp_path / "clean").mkdir()
+    clean, display = schedule(tmp_path / "clean"), Notes()
+    clean.finished(clean.next().id, done(0.9, 100))
+    _conclude(clean, Path("a/run"), clean.front(), display)
+    assert display.notes == []
 
 
 def test_one_success_among_failures_keeps_a_search_going(tmp_path):

@@ -40,23 +40,27 @@ class Checked:
 def check_task(task: Task, graph: nn.Module) -> Checked:
     """Try all that trials will need. graph: the float network, which stays as it is. UserError where some of it
     fails."""
-    reference = outputs_of(graph, task.validation.inputs)
-    check_outputs(reference, task.validation)
+    reference = _outputs_of(graph, task.validation)
     judge = judge_of(task, reference)
     for split in splits_of(task):
         judge.encode(split)
     check_metric(judge, task, reference)
     # What is cheap to find wrong was found ahead of the outputs for training, which take a while.
-    teacher = outputs_of(graph, task.train.inputs)
-    check_outputs(teacher, task.train)
+    teacher = _outputs_of(graph, task.train)
     judge, targets = check_training(judge, task, graph, teacher)
     labels = judge.labels_of(Split.of(task.validation, "Task.validation"), reference)
     notes = [judge.describe(), chance_note(judge, task, reference)]
     return Checked(judge, teacher, labels, targets, [note for note in notes if note])
 
 
-def check_outputs(outputs: NDArray[Any], data: Data) -> None:
-    """UserError where the float network gives no row of finite numbers for each input."""
+def _outputs_of(graph: nn.Module, data: Data) -> NDArray[Any]:
+    """Of the float network. UserError where it fails, or gives no row of finite numbers for each input."""
+    try:
+        outputs = outputs_of(graph, data.inputs)
+    except Exception as error:
+        raise UserError(
+            f"the network fails on inputs of shape {data.inputs.shape} from {data.source}: {_reason(error)}"
+        ) from error
     if outputs.ndim == 0 or len(outputs) != len(data):
         raise UserError(f"the network gives outputs of shape {outputs.shape} for {len(data)} inputs of {data.source}")
     if outputs.dtype.kind not in "fiu":
@@ -68,6 +72,7 @@ def check_outputs(outputs: NDArray[Any], data: Data) -> None:
             f"the float network's output for item {item} of {data.source} is not finite: look at its weights and at "
             "that input"
         )
+    return outputs
 
 
 def judge_of(task: Task, outputs: NDArray[Any], scale: float | None = None) -> Judge:

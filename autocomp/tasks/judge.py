@@ -219,7 +219,7 @@ def spelled(meaning: Meaning) -> str:
     if meaning.kind == "classes":
         how = {"indices": "integers", "one-hot": "one-hot", "shares": "as shares"}[meaning.spelling]
         return f"{meaning.classes} classes ({how}){each}"
-    threshold = "0.5 of each output" if meaning.probabilities else "the sign of each output"
+    threshold = "each output above 0.5" if meaning.probabilities else "the sign of each output"
     if len(meaning.positions) == 1:
         return f"{meaning.positions[0]} yes-or-no labels an example (by {threshold})"
     return f"two classes (by {threshold.replace('each', 'the')}){each}"

@@ -146,7 +146,7 @@ def meaning_of(outputs: NDArray[Any], splits: Sequence[Split], said: str | None 
     """
     shape = outputs.shape[1:]
     for split in splits:
-        if split.labels.shape[1:] != splits[0].labels.shape[1:]:
+        if _long(split.labels.shape[1:]) != _long(splits[0].labels.shape[1:]):
             raise UserError(
                 f"{split.name} has labels of shape {split.labels.shape}, {splits[0].name} of {splits[0].labels.shape}: "
                 "all splits must have the same"

@@ -75,9 +75,10 @@ class Task:
             train = replace(train, labels=None)  # labels that candidates might be scored on are not trained on
         if test is None:
             validation, test = split(validation, 0.5)
-        if len(train.inputs) < 2 or len(validation.inputs) < 2:
-            raise UserError(f"Task needs at least 2 examples a split, got {len(train.inputs) + len(validation.inputs)}")
         splits = {"train": train, "validation": validation, "test": test}
+        if len(train.inputs) < 2 or len(validation.inputs) < 2:
+            counts = ", ".join(f"{len(data)} for {name}" for name, data in splits.items())
+            raise UserError(f"Task needs at least 2 examples a split for training and validation, got {counts}")
         shapes = {name: data.inputs.shape[1:] for name, data in splits.items()}
         if len(set(shapes.values())) > 1:
             named = ", ".join(f"{name} {shape}" for name, shape in shapes.items())

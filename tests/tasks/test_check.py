@@ -271,6 +271,7 @@ def test_labels_that_only_the_users_functions_understand_are_theirs():
             nn.Sequential(CLASSIFIER, nn.Threshold(1e9, float("nan"))),
             r"output for item \d+ of Task.train is not",
         ),
+        (nn.Linear(7, CLASSES), r"fails on inputs of shape \(\d+, 8\) from Task.train: RuntimeError"),
         (nn.Sequential(CLASSIFIER, nn.Flatten(0)), r"gives outputs of shape \(\d+,\) for"),
     ],
 )

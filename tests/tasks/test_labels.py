@@ -149,6 +149,12 @@ def test_a_value_in_another_split_counts():
         meaning_of(outputs(K), [Split("Task.train", CLASSES), Split("Task.test", ONE_HOT)])
 
 
+def test_a_column_in_one_split_and_none_in_another_are_alike():
+    splits = [Split("Task.train", CLASSES), Split("Task.test", CLASSES[:, None])]
+    meaning = meaning_of(outputs(K), splits)
+    assert (meaning.encode(splits[0]) == meaning.encode(splits[1])).all()
+
+
 def test_positions_that_are_not_judged_do_not_count():
     labels = PIXELS.copy()
     labels[:, 0], labels[:, 1, 0] = -100, 255
