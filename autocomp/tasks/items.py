@@ -82,7 +82,7 @@ def _is_map_style(source: Any) -> bool:
 def _listed(source: Any, what: str) -> Iterator[tuple[int, Any]]:
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, IterableDataset):
         for index in range(len(source)):
-            yield index, _read(lambda i=index: source[i], f"{what}: item {index}")
+            yield index, _read(f"{what}: item {index}", source.__getitem__, index)
         return
     yield from _iterated(source, what, "item")
 
@@ -91,7 +91,7 @@ def _iterated(source: Iterable[Any], what: str, part: str) -> Iterator[tuple[int
     iterator = iter(source)
     index = 0
     while True:
-        piece = _read(lambda: next(iterator, _NO_LABEL), f"{what}: {part} {index}")
+        piece = _read(f"{what}: {part} {index}", next, iterator, _NO_LABEL)
         if piece is _NO_LABEL:
             return
         yield index, piece
@@ -116,12 +116,12 @@ def _loaded(loader: DataLoader[Any], what: str) -> Iterator[tuple[int, Any]]:
     indices = _indices(loader, len(dataset))
     if not _has_batches(loader):
         for index in indices:
-            yield index, _read(lambda i=index: dataset[i], f"{what}: item {index}")
+            yield index, _read(f"{what}: item {index}", dataset.__getitem__, index)
         return
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 64
     for number, start in enumerate(range(0, len(indices), size)):
-        items = [_read(lambda i=i: dataset[i], f"{what}: item {i}") for i in indices[start : start + size]]
-        yield number, _read(lambda items=items: loader.collate_fn(items), f"{what}: batch {number}")
+        items = [_read(f"{what}: item {i}", dataset.__getitem__, i) for i in indices[start : start + size]]
+        yield number, _read(f"{what}: batch {number}", loader.collate_fn, items)
 
 
 def _indices(loader: DataLoader[Any], count: int) -> list[Any]:
@@ -136,9 +136,9 @@ def _indices(loader: DataLoader[Any], count: int) -> list[Any]:
     return sorted(set(drawn))
 
 
-def _read(read: Callable[[], Any], what: str) -> Any:
+def _read(what: str, read: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        return read()
+        return read(*arguments)
     except UserError:
         raise
     except Exception as error:
