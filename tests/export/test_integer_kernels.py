@@ -14,6 +14,7 @@ import pytest
 import torch
 from networks import settled
 from onnx import helper, numpy_helper
+from roofline import Roofline
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,8 +23,11 @@ from autocomp.compress.integer_kernels import runtime_form
 from autocomp.compress.network import QuantizedNetwork
 from autocomp.compress.trace import Traced, trace
 from autocomp.export.kernels import file_kernels
+from autocomp.export.size import FileSizes
 from autocomp.export.writer import OnnxWriter
+from autocomp.hardware.cost import CostModel
 from autocomp.policy import INT8, Policy
+from autocomp.space import SearchSpace, SpaceOptions
 
 Way = Callable[[Tensor], Tensor]
 
@@ -158,7 +162,10 @@ def test_integer_kernels_compute_what_the_file_unfused_does(kind, tmp_path):
     x = batch(rank, 16)
     network.quantize([x])
     frozen = network.freeze()
-    OnnxWriter(source).write(frozen, tmp_path / "model.onnx")
+    writer = OnnxWriter(source)
+    written = writer.write(frozen, tmp_path / "model.onnx")
+    costs = CostModel(SearchSpace.build(source.spec, SpaceOptions()), Roofline(), FileSizes(writer))
+    assert written <= float(costs.of_policy(policy).size_bytes[0]) <= 1.1 * written
     model = (tmp_path / "model.onnx").read_bytes()
     step = np.ptp(source.graph(x).detach().numpy()) / 255
     for part in (x[:1], x[1:]):
@@ -176,6 +183,15 @@ def test_integer_kernels_compute_what_the_file_unfused_does(kind, tmp_path):
         if kernel.op in WORK and not kernel.free and not kernel.name.startswith(("transpose", "permute"))
     )
     assert executed == planned
+
+
+@pytest.mark.parametrize("kind", ["averages of images", "averages of signals", "maxima of images", "moves in images"])
+def test_the_float_file_computes_what_torch_does(kind):
+    source = traced(kind)
+    x = batch(KINDS[kind][0], 3)
+    model = OnnxWriter(source).build(QuantizedNetwork(source, Policy()).freeze()).SerializeToString()
+    wanted = source.graph(x).detach().numpy()
+    np.testing.assert_allclose(outputs(model, x, fused=True), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def kernels_named(source: Traced, op: str) -> list[bool]:
