@@ -151,14 +151,12 @@ class KernelNode:
 
     def _resized(self, kernel: Kernel, in_channels: int, out_channels: int) -> Kernel:
         """A kernel of its work with the channels that are left: of what is pruned, work keeps channels as they are."""
-        sides = {}
-        for side, left, unpruned in (
-            ("in_channels", in_channels, self.in_channels.count()),
-            ("out_channels", out_channels, self.out_channels.count()),
-        ):
-            if left != unpruned and getattr(kernel, side) == unpruned:
-                sides[side] = left
-        return replace(kernel, **sides) if sides else kernel
+        unpruned = self.in_channels.count(), self.out_channels.count()
+        if (in_channels, out_channels) == unpruned:
+            return kernel
+        inputs = in_channels if kernel.in_channels == unpruned[0] else kernel.in_channels
+        outputs = out_channels if kernel.out_channels == unpruned[1] else kernel.out_channels
+        return replace(kernel, in_channels=inputs, out_channels=outputs)
 
     def kernel(self, precision: Precision, policy: Policy | None = None, *, coded: bool = False) -> Kernel:
         """The table key of this kernel under `policy`; coded: on a device whose kernels differ by their weights."""

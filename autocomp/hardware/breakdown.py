@@ -18,8 +18,9 @@ class KernelLatency:
 
     name: of the layer or node that it executes. latency_ms, low_ms, high_ms: milliseconds and their 90 % band.
     share: of the network's latency, a fraction. measured: it is a row of the table. extrapolated: it lies outside what
-    the table covers. listed: the table has its operator in its precision; else another stands in for it. limit: see `autocomp.hardware.roofline`. lever: which decisions make it faster, where that is
-    known better than by the limit; else "".
+    the table covers. listed: the table has its operator in its precision; else another stands in for it.
+    limit: see `autocomp.hardware.roofline`. lever: which decisions make it faster, where that is known better than by
+    the limit; else "".
     """
 
     name: str
@@ -90,7 +91,8 @@ def break_down(kernels: Sequence[tuple[Kernel, str]], model: LatencyModel, roofl
         )
         for (kernel, name), us, low, high, measured, extrapolated, unlisted, limit, lever in zip(
             kernels, estimate.us.tolist(), estimate.low_us.tolist(), estimate.high_us.tolist(), estimate.measured,
-            estimate.extrapolated, estimate.unlisted, roofline.limits(only, estimate.us), roofline.levers(only), strict=True,
+            estimate.extrapolated, estimate.unlisted, roofline.limits(only, estimate.us), roofline.levers(only),
+            strict=True,
         )
     ]  # fmt: skip
     return Breakdown(tuple(lines), total_us / 1000, low_us / 1000, high_us / 1000)

@@ -6,25 +6,17 @@ that somebody hands over and, in `compress.executed`, what a traced network exec
 """
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import onnx
-import onnxruntime
 from onnx import NodeProto, helper
 
 from autocomp.errors import UserError
-from autocomp.hardware.runner import single_thread_options
+from autocomp.hardware.onnx_graph import Tensor, optimized
 from autocomp.kernel import Kernel, Precision
 
-#: Fusions of several kernels into one. Without them a kernel is found in the graph whatever stands beside it. The last
-#: one needs a fixed batch, as files are read here but not run, and would keep integer kernels from being made.
-_KEPT_APART = (
-    "SkipLayerNormFusion", "EmbedLayerNormFusion", "AttentionFusion", "BiasGeluFusion", "BiasSkipLayerNormFusion",
-    "MatmulTransposeFusion", "MatMulAddFusion",
-)  # fmt: skip
 #: Operator → position of the weights among its inputs.
 _CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "QLinearConv": 3, "ConvInteger": 1, "ConvTranspose": 1}
 _PRODUCTS = {
@@ -70,66 +62,19 @@ class Executed(NamedTuple):
     sizes: dict[str, tuple[int, int, int]]
 
 
-class _Tensor(NamedTuple):
-    """What the runtime knows of a tensor. shape: None where an axis is open."""
-
-    integer: bool
-    shape: tuple[int, ...] | None
-
-
 def executed_nodes(model: bytes | Path, origin: str) -> list[Executed]:
     """What ONNX Runtime executes for one example of `model` (serialized, or a file), in order.
 
     UserError where the runtime does not load it, or a size is open that is not the batch's; `origin` names the model.
     """
-    graph, tensors = _optimized(model, origin)
+    graph, tensors = optimized(model, origin)
     return list(_Reader(graph, tensors, origin).nodes())
-
-
-def _optimized(model: bytes | Path, origin: str) -> tuple[onnx.GraphProto, dict[str, _Tensor]]:
-    """The graph that the runtime makes of the model for a batch of 1, and its tensors by name."""
-    try:
-        options = single_thread_options()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        given = onnx.load(model, load_external_data=False) if isinstance(model, Path) else onnx.load_from_string(model)
-        for value in given.graph.input:
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param:
-                    options.add_free_dimension_override_by_name(dim.dim_param, 1)
-        source = str(model) if isinstance(model, Path) else model
-        with tempfile.TemporaryDirectory() as folder:
-            options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
-            onnxruntime.InferenceSession(
-                source, options, ["CPUExecutionProvider"], disabled_optimizers=list(_KEPT_APART)
-            )
-            optimized = onnx.load(options.optimized_model_filepath)
-        # The optimized model carries no shapes, but the runtime tells those of every output that it is asked for.
-        graph = optimized.graph
-        asked = onnx.ModelProto()
-        asked.CopyFrom(optimized)
-        del asked.graph.output[:]
-        asked.graph.output.extend(onnx.ValueInfoProto(name=n) for node in graph.node for n in node.output if n)
-        plain = single_thread_options()
-        plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = onnxruntime.InferenceSession(asked.SerializeToString(), plain, ["CPUExecutionProvider"])
-        found = [*session.get_inputs(), *session.get_outputs()]
-        return graph, {t.name: _Tensor(t.type in _INTEGERS, _fixed(t.shape)) for t in found}
-    except OSError as error:
-        raise UserError(f"{origin} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # noqa: BLE001  ONNX Runtime's and protobuf's own exceptions share no base class
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{origin}: ONNX Runtime does not load it as a model: {reason}") from None
-
-
-def _fixed(shape: list[int | str | None]) -> tuple[int, ...] | None:
-    sizes = tuple(size for size in shape if isinstance(size, int))
-    return sizes if len(sizes) == len(shape) else None
 
 
 class _Reader:
     """Walks over an optimized graph."""
 
-    def __init__(self, graph: onnx.GraphProto, tensors: Mapping[str, _Tensor], origin: str) -> None:
+    def __init__(self, graph: onnx.GraphProto, tensors: Mapping[str, Tensor], origin: str) -> None:
         self.graph, self.tensors, self.origin = graph, tensors, origin
         self.constants = {i.name: i for i in graph.initializer}
         self.makers = {name: node for node in graph.node for name in node.output}
@@ -238,7 +183,8 @@ class _Reader:
         attributes = _attributes(node)
         queries = self._shape(node.input[0])
         heads = int(attributes.get("q_num_heads", attributes.get("num_heads", queries[1] if len(queries) == 4 else 1)))
-        rows, before = queries[-2], ()
+        rows = queries[-2]
+        before: tuple[Kernel, ...] = ()
         if node.op_type == "Attention" and node.domain == "com.microsoft":
             weights = self._shape(node.input[1])
             before = (Kernel("linear", "fp32", weights[0], weights[1], 1, rows),)
@@ -252,7 +198,7 @@ class _Reader:
         )  # fmt: skip
 
     def _einsum(self, node: NodeProto) -> Kernel | None:
-        """Every index once: those that the result lacks are summed over, those of the last operand alone are columns."""
+        """Every index once: those that the result lacks are summed over, those of the last operand are columns."""
         equation = _attributes(node)["equation"].decode().replace(" ", "")
         sources, _, result = equation.partition("->")
         terms = sources.split(",")
@@ -396,9 +342,6 @@ class _Reader:
         if len(shape) == 4 and shape[0] == 1 and axis != 0:
             return shape[axis], others[1], others[2]
         return shape[axis], 1, math.prod(others)
-
-
-_INTEGERS = ("tensor(uint8)", "tensor(int8)")
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:

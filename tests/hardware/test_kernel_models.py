@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from autocomp.hardware.kernel_models import EXECUTED_AS, kernel_model, max_repeats
-from autocomp.hardware.runner import input_values
+from autocomp.hardware.runner import input_values, keeps_blocks
 from autocomp.kernel import Kernel, Precision
 
 SHAPES = {
@@ -27,10 +27,11 @@ SHAPES = {
     "add": Kernel("add", "fp32", 21, 21, 8, 8),
     "mul": Kernel("mul", "fp32", 24, 24, 8, 8),
     "concat_odd": Kernel("concat", "fp32", 33, 33, 8, 8),
-    "max_pool_stride2": Kernel("max_pool", "fp32", 24, 24, 16, 16, 3, 3, 2),
-    "max_pool_2x2": Kernel("max_pool", "fp32", 24, 24, 16, 16, 2, 2, 2),
-    "max_pool": Kernel("max_pool", "fp32", 24, 24, 16, 16, 3, 3),
-    "avg_pool": Kernel("avg_pool", "fp32", 24, 24, 16, 16, 2, 2, 2),
+    # Pooling over whole blocks of channels is executed in blocks: 20 channels are no block of 8 (AVX2) nor of 16.
+    "max_pool_stride2": Kernel("max_pool", "fp32", 20, 20, 16, 16, 3, 3, 2),
+    "max_pool_2x2": Kernel("max_pool", "fp32", 20, 20, 16, 16, 2, 2, 2),
+    "max_pool": Kernel("max_pool", "fp32", 20, 20, 16, 16, 3, 3),
+    "avg_pool": Kernel("avg_pool", "fp32", 20, 20, 16, 16, 2, 2, 2),
     "global_avg_pool": Kernel("global_avg_pool", "fp32", 40, 40, 7, 7),
     "activation": Kernel("activation", "fp32", 24, 24, 8, 8),
     "quantize": Kernel("quantize", "fp32", 24, 24, 8, 8),
@@ -39,13 +40,15 @@ SHAPES = {
 }
 
 
-def _executed(kernel: Kernel, repeats: int, folder: Path) -> Counter[str]:
+def _executed(kernel: Kernel, repeats: int, folder: Path, *, blocked: bool = False) -> Counter[str]:
     """How often each operator stands in the graph that ONNX Runtime executes; also runs it once."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # the warning that a level-3 graph fits this machine only
     options.optimized_model_filepath = str(folder / "optimized.onnx")
-    session = onnxruntime.InferenceSession(kernel_model(kernel, repeats), options, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        kernel_model(kernel, repeats, blocked=blocked), options, ["CPUExecutionProvider"]
+    )
     first = session.get_outputs()[0].name
     (source,) = session.get_inputs()
     result = session.run([first], {"x": input_values(source.type, source.shape)})[0]
@@ -72,3 +75,14 @@ def test_exactly_the_asked_number_of_kernels_is_executed(name: str, precision: P
     if kernel.op == "linear" and kernel.height * kernel.width > 1:
         allowed = {"Add", "QLinearAdd", "Reshape"}
     assert set(others) <= allowed, (before, after)
+
+
+@pytest.mark.parametrize("op", ["max_pool", "avg_pool"])
+def test_pooling_over_whole_blocks_is_built_for_the_layout_of_the_runtime_at_hand(op: str, tmp_path: Path) -> None:
+    """48 channels are whole blocks of 8 and of 16: no copy reorders its result, whichever the processor has."""
+    blocked = keeps_blocks(kernel_model(Kernel("conv", "fp32", 32, 32, 16, 16)))
+    kernel = Kernel(op, "fp32", 48, 48, 16, 16, 3, 3)
+    (name,) = EXECUTED_AS[op, "fp32"]
+    few, many = (_executed(kernel, repeats, tmp_path, blocked=blocked) for repeats in (2, 5))
+    assert many[name] == 5
+    assert many - few == Counter({name: 3})

@@ -50,7 +50,7 @@ def test_a_device_is_shown_with_all_that_it_says(name: str, width: int) -> None:
         assert " ".join(fact.split()) in text
     for constraint in profile.constraints:
         assert reason(CONSTRAINTS[constraint]) in text
-    if profile.cuda_device is not None:
+    if all(capability.activation == "float" for capability in profile.executes):
         executes = "conv, depthwise, linear float float fp32 nothing [1]"
     elif profile.integer_only:
         executes = "int8 int8 bytes and time"  # the note is on the next line where the table is narrow
