@@ -21,7 +21,7 @@ _SHUFFLES = 10
 class OnTensors:
     """A metric that was written for torch tensors, as one for arrays."""
 
-    function: Callable[[torch.Tensor, torch.Tensor], Any]
+    function: Callable[..., Any]
 
     def __call__(self, outputs: NDArray[Any], labels: NDArray[Any]) -> Any:
         return self.function(torch.from_numpy(np.array(outputs)), torch.from_numpy(np.array(labels)))
@@ -105,9 +105,12 @@ class Judge:
         meaning = self.meaning if self.meaning is not None else without_labels(outputs.shape[1:])
         return meaning.decode(outputs)
 
-    def labels_of(self, split: Split, outputs: NDArray[Any]) -> NDArray[Any]:
+    def labels_of(self, split: Split, outputs: NDArray[Any] | None) -> NDArray[Any]:
         """What a split is scored against: its labels, or the answers in the float network's outputs for it."""
-        return self.answers(outputs) if split.labels is None else self.encode(split)
+        if split.labels is not None:
+            return self.encode(split)
+        assert outputs is not None
+        return self.answers(outputs)
 
     def changed(self, outputs: NDArray[Any], others: NDArray[Any]) -> float:
         """How many examples are answered differently, positions by their share; 0 where answers are numbers."""
