@@ -7,15 +7,12 @@ from torch import fx
 
 def pool_sizes(graph: fx.Graph) -> dict[str, tuple[list[int], list[int]]]:
     """Name of each pooling's result → (spatial sizes of what it reads, of its result)."""
-    found = {}
-    for node in graph.nodes:
-        if (
-            node.op == "call_function"
-            and "_pool" in str(node.target)
-            and isinstance(node.meta.get("val"), torch.Tensor)
-        ):
-            found[node.name] = tuple(list(n.meta["val"].shape[2:]) for n in (node.args[0], node))
-    return found
+    pools = (n for n in graph.nodes if n.op == "call_function" and "_pool" in str(n.target))
+    return {
+        node.name: (list(node.args[0].meta["val"].shape[2:]), list(node.meta["val"].shape[2:]))
+        for node in pools
+        if isinstance(node.meta.get("val"), torch.Tensor)
+    }
 
 
 def spell_pool(pool: NodeProto, before: list[int], after: list[int]) -> None:

@@ -165,7 +165,7 @@ def test_integer_kernels_compute_what_the_file_unfused_does(kind, tmp_path):
     writer = OnnxWriter(source)
     written = writer.write(frozen, tmp_path / "model.onnx")
     costs = CostModel(SearchSpace.build(source.spec, SpaceOptions()), Roofline(), FileSizes(writer))
-    assert written <= float(costs.of_policy(policy).size_bytes[0]) <= 1.1 * written
+    assert written <= float(costs.of_policy(policy).size_bytes[0]) <= 1.15 * written  # many small ways
     model = (tmp_path / "model.onnx").read_bytes()
     step = np.ptp(source.graph(x).detach().numpy()) / 255
     for part in (x[:1], x[1:]):
