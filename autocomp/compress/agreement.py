@@ -7,6 +7,7 @@ network itself is run on different inputs, alone and among others, and both form
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -78,9 +79,9 @@ def check_agreement(network: PlainForm, known: Answers, graph: fx.GraphModule, t
     for inputs, expected in known.batches:
         with undisturbed():
             found = graph(inputs.clone())
-        _compare(network, inputs, expected, found, "the traced graph", lambda x=inputs: _graph_values(graph, x))
+        _compare(network, inputs, expected, found, "the traced graph", partial(_graph_values, graph, inputs))
         found = _run_file(session, inputs)
-        _compare(network, inputs, expected, found, "the float ONNX file", lambda x=inputs: _file_values(model, x))
+        _compare(network, inputs, expected, found, "the float ONNX file", partial(_file_values, model, inputs))
 
 
 # ---- the network against itself ------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def _check_finite(network: PlainForm, inputs: torch.Tensor, output: torch.Tensor
 
 def _depends(network: PlainForm, inputs: torch.Tensor, others: torch.Tensor, row: int = 0) -> str:
     """The line for a network that answers one example, inputs[row] and others[0], differently in the two batches."""
-    one, other = (record(network.module, lambda x=x: network(x)) for x in (inputs, others))
+    one, other = (record(network.module, partial(network, x)) for x in (inputs, others))
     sizes = len(inputs), len(others)
 
     def same(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -309,7 +310,7 @@ def _run_file(session: ort.InferenceSession, inputs: torch.Tensor) -> list[torch
 
 
 def _file_values(model: onnx.ModelProto, inputs: torch.Tensor) -> list[torch.Tensor]:
-    """Every float tensor that the file computes, each made an output."""
+    """The inputs and every float tensor that the file computes, each made an output."""
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
     known = {value.name for value in shown.graph.output}
@@ -317,4 +318,4 @@ def _file_values(model: onnx.ModelProto, inputs: torch.Tensor) -> list[torch.Ten
     floats = {value.name for value in typed if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
     for node in shown.graph.node:
         shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in node.output if name in floats - known)
-    return _run_file(_session(shown.SerializeToString()), inputs)
+    return [inputs, *_run_file(_session(shown.SerializeToString()), inputs)]

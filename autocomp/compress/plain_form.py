@@ -260,14 +260,12 @@ def _make_permanent(network: nn.Module) -> list[str]:
     with torch.no_grad():
         for path, part in list(network.named_modules()):
             for key, hook in reversed(list(part._forward_pre_hooks.items())):
-                if isinstance(hook, prune.BasePruningMethod) or isinstance(hook, WeightNorm):
-                    hook.remove(part)
-                elif isinstance(hook, SpectralNorm):
-                    hook.remove(part)
+                if not isinstance(hook, prune.BasePruningMethod | WeightNorm | SpectralNorm):
+                    continue
+                hook.remove(part)
+                if isinstance(hook, SpectralNorm):
                     part._state_dict_hooks.clear()
                     part._load_state_dict_pre_hooks.clear()
-                else:
-                    continue
                 del part._forward_pre_hooks[key]
                 made.append(f"{type(hook).__name__} of {_called(path)}")
             if parametrize.is_parametrized(part):

@@ -1,7 +1,7 @@
 """What a network computes, operator by operator: to name the one where two computations part."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,11 +58,9 @@ def _tensors(value: object) -> list[torch.Tensor]:
 def record(network: nn.Module, run: Callable[[], object]) -> list[Step]:
     """The operators that `run`, which calls `network`, executes until it ends or fails, in order."""
     stack: list[str] = []
-    with _followed(network, stack), _Recorder(stack) as recorder:
-        try:
-            run()
-        except Exception:  # noqa: BLE001 user code; what led there is what was asked for
-            pass
+    # Where it fails, what led there was asked for.
+    with _followed(network, stack), suppress(Exception), _Recorder(stack) as recorder:
+        run()
     return recorder.steps
 
 

@@ -74,7 +74,7 @@ def _checked(place: Path, network: PlainForm, known: Answers) -> Traced:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Inside, Python's collector of cycles rests: graphs are millions of objects, to look through them takes a fifth."""
+    """Inside, Python's collector of cycles rests: to look through millions of nodes takes it a fifth."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

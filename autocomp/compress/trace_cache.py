@@ -1,4 +1,4 @@
-"""What tracing wrote, kept in the user's cache folder by what the network is: tracing takes seconds, reading it does not.
+"""What tracing wrote, kept in the user's cache folder by what the network is: it takes seconds to make.
 
 An entry is found by a digest of everything that shapes it: the stored tensors of the network and their names, the code
 of its modules, every operator that it executes on two batches with all arguments, and the versions of what traces.
@@ -26,7 +26,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autocomp import __version__
 from autocomp.compress.plain_form import PlainForm, undisturbed
 
 #: Bounds of the cache; what was used last is kept.
@@ -221,7 +220,7 @@ def _versions() -> tuple[str, ...]:
     own = hashlib.sha256()
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         own.update(file.read_bytes())
-    found = [f"autocomp {__version__} {own.hexdigest()}"]
+    found = [own.hexdigest()]
     for package in ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy"):
         try:
             found.append(f"{package} {version(package)}")

@@ -3,13 +3,13 @@ import threading
 
 import pytest
 import torch
+from networks import images, settled
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
 from autocomp.compress.plain_form import plain_form
 from autocomp.errors import UserError
-from networks import images, settled
 
 
 class Small(nn.Module):
@@ -275,7 +275,7 @@ def _sparse():
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: torch.jit.trace(small(), images()), r"the network is compiled by torch\.jit: hand over the nn\.Module"),
+        (lambda: torch.jit.script(small()), r"the network is compiled by torch\.jit: hand over the nn\.Module"),
         (_scripted_part, r"layer body is compiled by torch\.jit"),
         (lambda: _with(float("nan"), "body.weight"), "layer body: its weight holds NaN"),
         (lambda: _with(float("inf"), "head.bias"), "layer head: its bias holds infinity"),
