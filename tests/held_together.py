@@ -51,9 +51,11 @@ def run_file(path: Path, inputs: np.ndarray, batch: int) -> np.ndarray:
 
 def differences(network: nn.Module, inputs: Tensor, rng: np.random.Generator, folder: Path) -> list[str]:
     """Where two forms of `network` differ beyond rounding, a line each. inputs: (n, …), n ≥ 4."""
+    kind = next((p.dtype for p in network.parameters()), torch.float32)
+    given = inputs.to(kind) if inputs.is_floating_point() else inputs
     with torch.no_grad():
-        expected = network(inputs).numpy()
-        alone = torch.cat([network(x[None]) for x in inputs[:3]]).numpy()
+        expected = network(given).float().numpy()
+        alone = torch.cat([network(x[None]) for x in given[:3]]).float().numpy()
     found = []
     largest = float(np.abs(expected).max()) or 1.0
 

@@ -23,7 +23,7 @@ def settled(module: nn.Module, seed: int = 0) -> nn.Module:
             else:
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) * 0.5 - 0.1)
         for part in module.modules():
-            if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) and part.running_mean is not None:
                 part.weight.copy_(torch.rand(part.weight.shape, generator=generator) + 0.5)
                 part.running_mean.copy_(torch.randn(part.running_mean.shape, generator=generator) * 0.2)
                 part.running_var.copy_(torch.rand(part.running_var.shape, generator=generator) + 0.5)

@@ -165,7 +165,8 @@ def blocks_that_are_copies() -> Made:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
     network = Function(lambda self, x: self.head(self.encoder(x).mean(1)),
-                       encoder=nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), head=nn.Linear(16, 4))  # fmt: skip
+                       encoder=nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
+                       head=nn.Linear(16, 4))  # fmt: skip
     return network.eval(), batch(10, 16)
 
 
