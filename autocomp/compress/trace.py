@@ -20,6 +20,7 @@ from autocomp.compress.graph import aten, capture, export_program
 from autocomp.compress.normalize import name_input_apart
 from autocomp.compress.plain_form import PlainForm, first_line, plain_form
 from autocomp.compress.trace_cache import TraceCache, digest_of
+from autocomp.compress.tracing.pools import spell_pools
 from autocomp.compress.tracing.reshapes import spell_sizes
 from autocomp.compress.tracing.template import name_input, name_parts, settle_weights, told_apart
 from autocomp.compress.tracing.traced import Traced, analyse
@@ -102,6 +103,7 @@ def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
     graph = _load_graph(place)
     name_input(template, graph.graph)
     name_parts(template, graph.graph)
+    spell_pools(template.graph, graph.graph)
     onnx.save(template, place / TEMPLATE_FILE)
 
 

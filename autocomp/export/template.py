@@ -9,7 +9,6 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from autocomp.compress.trace import Traced
 from autocomp.compress.tracing.operators import is_flatten
 from autocomp.compress.tracing.reshapes import onnx_sizes
-from autocomp.export.integers import pool_sizes, spell_pool
 
 PRODUCER = "autocomp"
 
@@ -31,10 +30,6 @@ def float_template(traced: Traced) -> ModelProto:
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     _spell_pooling(graph, {n.name for n in traced.graph.graph.nodes if n.op == "call_function" and is_flatten(n)})
-    sizes = pool_sizes(traced.graph.graph)
-    for node in graph.node:
-        if node.op_type in ("AveragePool", "MaxPool") and node.output[0] in sizes:
-            spell_pool(node, *sizes[node.output[0]])
     _spell_reshapes(graph, traced)
     _drop_unused(graph)
     _name_nodes(graph, layer_consumers(traced, graph))
