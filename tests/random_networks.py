@@ -320,7 +320,7 @@ def draw(seed: int, depth: int = 8, n: int = 16) -> Drawn:
         module.eval()
         with torch.no_grad():
             after = module(x)
-        if after.numel() > 40_000 or 0 in after.shape:
+        if after.numel() > 40_000 or 0 in after.shape or not after.isfinite().all():
             return
         modules.append(module)
         x = after
