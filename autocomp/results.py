@@ -63,8 +63,8 @@ def measure_references(prepared: Prepared, run: Path) -> References:
     for name, policy in (("float", Policy()), ("int8", plain_int8(bench.traced.spec, *profiles))):
         try:
             measured[name] = _reference(prepared, name, policy, run, test)
-        except UserError:
-            raise
+        except (UserError, OSError):
+            raise  # a full disk will not hold candidates either
         except Exception as error:  # noqa: BLE001  (its reason is kept; whether candidates fare better is to be seen)
             failed[name] = rundir.reason_of(error)
             for path in (run / rundir.MODELS).glob(f"{name}.*"):

@@ -242,10 +242,15 @@ def test_ctrl_c_before_there_is_anything_to_save(search):
 def test_verify_exits_1_on_a_difference(problem, code, tmp_path, capsys, monkeypatch):
     run = fabricate(tmp_path / "run", trials=12, layers=6)
     fake = ModuleType("autocomp.verify")
-    fake.verify_run = lambda path: [{"id": "3", "ok": not problem, "problem": problem}]
+    rows = [{"id": "3", "ok": not problem, "problem": problem, "file": "models/3.onnx", "limited": True}]
+    fake.verify_run = lambda path, as_shipped: rows
     monkeypatch.setitem(sys.modules, "autocomp.verify", fake)
     assert cli.main(["verify", str(run), "--json"]) == code
     assert json.loads(capsys.readouterr().out)["differ"] == code
+    assert cli.main(["verify", str(run)]) == code
+    printed = capsys.readouterr().out
+    assert (problem or "as recorded") in printed
+    assert 'add_session_config_entry("session.x64quantprecision", "1")' in printed
 
 
 def test_hw_list_as_json(capsys):
