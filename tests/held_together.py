@@ -49,13 +49,22 @@ def run_file(path: Path, inputs: np.ndarray, batch: int) -> np.ndarray:
     return np.concatenate(pieces)
 
 
+def _scored(result: object) -> Tensor:
+    """Of several outputs, the one that counts."""
+    if isinstance(result, Tensor):
+        return result
+    counts = result["logits"] if isinstance(result, dict) else result[0]  # type: ignore[index]
+    assert isinstance(counts, Tensor)
+    return counts
+
+
 def differences(network: nn.Module, inputs: Tensor, rng: np.random.Generator, folder: Path) -> list[str]:
     """Where two forms of `network` differ beyond rounding, a line each. inputs: (n, …), n ≥ 4."""
     kind = next((p.dtype for p in network.parameters()), torch.float32)
     given = inputs.to(kind) if inputs.is_floating_point() else inputs
     with torch.no_grad():
-        expected = network(given).float().numpy()
-        alone = torch.cat([network(x[None]) for x in given[:3]]).float().numpy()
+        expected = _scored(network(given)).float().numpy()
+        alone = torch.cat([_scored(network(x[None])) for x in given[:3]]).float().numpy()
     found = []
     largest = float(np.abs(expected).max()) or 1.0
 

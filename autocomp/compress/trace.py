@@ -17,11 +17,11 @@ from torch import fx, nn
 from autocomp.compress.agreement import Answers, answers, check_agreement
 from autocomp.compress.executed import WORK_FILE, with_work
 from autocomp.compress.graph import aten, capture, export_program
-from autocomp.compress.normalize import name_input_apart
+from autocomp.compress.normalize import name_input_apart, name_results
 from autocomp.compress.plain_form import PlainForm, first_line, plain_form
 from autocomp.compress.trace_cache import TraceCache, digest_of
 from autocomp.compress.tracing.reshapes import spell_sizes
-from autocomp.compress.tracing.template import name_input, name_parts, settle_weights, told_apart
+from autocomp.compress.tracing.template import name_input, name_outputs, name_parts, settle_weights, told_apart
 from autocomp.compress.tracing.traced import Traced, analyse
 from autocomp.errors import UserError
 from autocomp.network import LeftAlone
@@ -30,26 +30,29 @@ __all__ = ["Traced", "load", "trace"]
 
 PROGRAM_FILE = "program.pt2"
 TEMPLATE_FILE = "float.onnx"
-NAME_FILE, NOTES_FILE = "name", "notes.json"
+NAME_FILE, NOTES_FILE, OUTPUTS_FILE = "name", "notes.json", "outputs.json"
 
 
 def trace(
-    module: nn.Module, example: torch.Tensor, name: str, folder: Path | None = None, cache: TraceCache | None = None
-) -> Traced:
+    module: nn.Module, example: torch.Tensor, name: str, folder: Path | None = None, cache: TraceCache | None = None,
+    output: str | int | None = None,
+) -> Traced:  # fmt: skip
     """Trace `module` on `example` of shape (n, …), and check that what is traced computes the same.
 
     The graph and the ONNX template are kept in `folder`, from which `load` reads them back in another process. cache:
-    where they come from, if this network was traced before, and are kept. The module is not changed.
+    where they come from, if this network was traced before, and are kept. output: name or number of the one that is
+    scored, of a network that returns several tensors (`outputs`). The module is not changed.
     Raises UserError where it cannot be traced.
     """
     example = example.detach().cpu()
-    network = plain_form(module, example)
+    network = plain_form(module, example, output)
     known = answers(network, example)
     with tempfile.TemporaryDirectory() as scratch:
         place = folder if folder is not None else Path(scratch)
         place.mkdir(parents=True, exist_ok=True)
         (place / NAME_FILE).write_text(name)
         (place / NOTES_FILE).write_text(json.dumps(network.notes))
+        (place / OUTPUTS_FILE).write_text(json.dumps(network.outputs))
         (place / WORK_FILE).unlink(missing_ok=True)  # of another network that was traced there
         digest = digest_of(network, example) if cache is not None else ""
         if cache is not None and cache.fetch(digest, place):
@@ -102,6 +105,7 @@ def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
     graph = _load_graph(place)
     name_input(template, graph.graph)
     name_parts(template, graph.graph)
+    name_outputs(template, graph.graph, network.outputs)
     onnx.save(template, place / TEMPLATE_FILE)
 
 
@@ -144,6 +148,7 @@ def _load_graph(folder: Path) -> fx.GraphModule:
     graph = fx.GraphModule(exported, exported.graph)
     spell_sizes(graph.graph)
     name_input_apart(graph.graph)
+    name_results(graph.graph, json.loads((folder / OUTPUTS_FILE).read_text()))
     graph.recompile()
     for parameter in graph.parameters():
         parameter.requires_grad_(True)

@@ -29,7 +29,9 @@ def float_template(traced: Traced) -> ModelProto:
         del value.metadata_props[:]
         value.doc_string = ""
     for value in (*graph.input, *graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        axes = value.type.tensor_type.shape.dim
+        if len(axes) and not axes[0].HasField("dim_value"):  # a further output may be the same for all examples
+            axes[0].dim_param = "batch"
     _spell_pooling(graph, {n.name for n in traced.graph.graph.nodes if n.op == "call_function" and is_flatten(n)})
     sizes = pool_sizes(traced.graph.graph)
     for node in graph.node:
@@ -97,7 +99,7 @@ def resized(graph: GraphProto, traced: Traced) -> dict[str, NodeProto]:
 
 
 def _drop_unused(graph: GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     kept = [i for i in graph.initializer if i.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)

@@ -128,8 +128,9 @@ class OnnxWriter:
             if not consumers and name not in outputs:
                 continue
             pooled = is_float and index != NETWORK_INPUT and kernels[index].op == "max_pool"
-            parts.quantize(index, name, network.ranges[index], is_output=name in outputs, pooled=pooled)
-            if name in outputs:
+            is_output = name in outputs and not is_float  # else only its integer readers see it quantized
+            parts.quantize(index, name, network.ranges[index], is_output=is_output, pooled=pooled)
+            if is_output:
                 # The graph output keeps its name: what produced it now writes to another one.
                 nodes_by_output[name].output[0] = f"{name}_raw"
                 parts.dequantize(index, name)

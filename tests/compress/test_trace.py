@@ -191,9 +191,9 @@ def test_images_may_be_stored_channels_last(kind):
             torch.testing.assert_close(y, traced(kind).graph(x), atol=1e-4, rtol=1e-4)
 
 
-class ReturnsTuple(nn.Module):
+class ReturnsNumbers(nn.Module):
     def forward(self, x):
-        return x.mean((2, 3)), x
+        return 1, {"size": x.shape[2]}
 
 
 class Fails(nn.Module):
@@ -227,7 +227,7 @@ class MixesBatch(nn.Module):
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
-        (ReturnsTuple(), "expected the network to return one tensor, got a tuple of 2"),
+        (ReturnsNumbers(), "expected the network to return a tensor, or a dict, tuple or data class of tensors"),
         (Fails(), r"fails on its example input of shape \(4, 3, 16, 16\)"),
         (FixedBatch(), "fixed batch size"),
         (Branches(), "control flow"),

@@ -316,6 +316,34 @@ def averages_over_cut_windows() -> Made:
     return images(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), average, nn.Conv2d(16, 16, 1)))
 
 
+# ---- signatures ------------------------------------------------------------------------------------------------------
+
+
+@passes
+def a_dict_of_outputs() -> Made:
+    def forward(self: nn.Module, x: Tensor) -> object:
+        y = torch.relu(self.a(x))
+        return {"aux": self.c(y), "logits": self.b(y)}
+
+    return settled(Function(forward, a=nn.Linear(8, 16), b=nn.Linear(16, 3), c=nn.Linear(16, 2))), batch(8)
+
+
+@passes
+def a_tuple_whose_second_output_other_layers_read() -> Made:
+    def forward(self: nn.Module, x: Tensor) -> object:
+        y = torch.relu(self.c1(x))
+        z = torch.relu(self.c2(y))
+        return self.head(z.mean((2, 3))), y, {"deep": z, "none": None}
+
+    network = Function(forward, c1=nn.Conv2d(3, 8, 3, padding=1), c2=nn.Conv2d(8, 8, 3), head=nn.Linear(8, 5))
+    return settled(network), batch(3, 12, 12)
+
+
+@refused("a tensor, or a dict, tuple or data class of tensors")
+def no_tensor_returned() -> Made:
+    return settled(Function(lambda self, x: {"mean": 1.0, "x": None}, a=nn.Linear(8, 4))), batch(8)
+
+
 @pytest.mark.parametrize("name", PASSES)
 def test_all_forms_of_a_network_agree(name, tmp_path):
     network, inputs = PASSES[name]()

@@ -1,7 +1,7 @@
 """The float ONNX model of a traced network, whose tensors have the names that they have in the fx graph."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -99,6 +99,27 @@ def name_parts(template: onnx.ModelProto, graph: fx.Graph) -> None:
         for values in (node.input, node.output):
             for position, name in enumerate(values):
                 values[position] = names.get(name, name)
+
+
+def name_outputs(template: onnx.ModelProto, graph: fx.Graph, outputs: Sequence[str]) -> None:
+    """Give the outputs the names of the fx nodes that make them; of those that share a node, the user's own."""
+    (returned,) = [node for node in graph.nodes if node.op == "output"]
+    results = returned.args[0]
+    nodes = list(results) if isinstance(results, tuple | list) else [results]
+    names: dict[str, str] = {}
+    for value, node, name in zip(template.graph.output, nodes, outputs, strict=False):
+        made = isinstance(node, fx.Node) and node.op == "call_function" and node.name not in names.values()
+        names[value.name] = node.name if made else name
+    values = {name for node in template.graph.node for name in node.output}
+    values |= {stored.name for stored in template.graph.initializer}
+    # What the exporter itself called so makes room.
+    names |= {name: f"{name}_inner" for name in values & set(names.values()) - set(names)}
+    for value in (*template.graph.output, *template.graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in template.graph.node:
+        for side in (node.input, node.output):
+            for position, name in enumerate(side):
+                side[position] = names.get(name, name)
 
 
 def name_input(template: onnx.ModelProto, graph: fx.Graph) -> None:
