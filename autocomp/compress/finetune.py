@@ -63,7 +63,7 @@ def finetune(
     → scalar, `distillation_loss` by default. log_scales learn ten times faster than
     weights: they are logarithms, and there are few of them.
     """
-    if epochs <= 0:
+    if epochs <= 0 or not any(parameter.requires_grad for parameter in module.parameters()):
         return 0.0
     scales = {id(p) for p in log_scales or []}
     # The aten operators that the graph calls have no train mode: batch-norm is folded, dropout is gone.

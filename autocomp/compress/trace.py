@@ -20,6 +20,7 @@ from autocomp.compress.graph import aten, capture, export_program
 from autocomp.compress.normalize import name_input_apart, name_results
 from autocomp.compress.plain_form import PlainForm, first_line, plain_form
 from autocomp.compress.trace_cache import TraceCache, digest_of
+from autocomp.compress.tracing.recurrent import settle_recurrent
 from autocomp.compress.tracing.reshapes import spell_sizes
 from autocomp.compress.tracing.template import name_input, name_outputs, name_parts, settle_weights, told_apart
 from autocomp.compress.tracing.traced import Traced, analyse
@@ -94,6 +95,7 @@ def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
         onnx_program = _export_onnx(captured, example)
         template = onnx_program.model_proto
     missing = settle_weights(template, true, marks)
+    settle_recurrent(template, set(true))
     if missing:
         raise UserError(f"the network cannot be written as ONNX: the exporter left out {', '.join(missing)}")
     program = onnx_program.exported_program
@@ -110,12 +112,17 @@ def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
 
 
 def _export_onnx(captured: fx.GraphModule, example: torch.Tensor) -> torch.onnx.ONNXProgram:
+    from autocomp.compress.tracing.translate import translations  # what it imports is large, and needed here alone
+
     # The exporter's registry warns about torchvision's operators, which nobody asked for.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.onnx.export(export_program(captured, example), dynamo=True, optimize=True, verbose=False)
+            program = torch.onnx.export(
+                export_program(captured, example), dynamo=True, optimize=True, verbose=False,
+                custom_translation_table=translations(),
+            )  # fmt: skip
         except Exception as error:
             cause: BaseException = error  # the exporter's own errors say how to debug it, the first one what is wrong
             while cause.__cause__ is not None:
@@ -130,7 +137,11 @@ def _export_onnx(captured: fx.GraphModule, example: torch.Tensor) -> torch.onnx.
 def load(folder: Path) -> Traced:
     """A network that `trace` kept in `folder`."""
     template = (folder / TEMPLATE_FILE).read_bytes()
-    traced = analyse(_load_graph(folder), template, (folder / NAME_FILE).read_text())
+    graph = _load_graph(folder)
+    traced = analyse(graph, template, (folder / NAME_FILE).read_text())
+    written = {*traced.weights.values(), *traced.biases.values()}
+    for path, parameter in graph.named_parameters():
+        parameter.requires_grad_(path in written)  # what files do not hold anew must not change in training
     notes = [LeftAlone("the network", "trace", note) for note in json.loads((folder / NOTES_FILE).read_text())]
     spec = replace(traced.spec, left_alone=(*notes, *traced.spec.left_alone))
     return replace(traced, spec=with_work(spec, traced.starts, traced.tensors, traced.template, folder))
@@ -150,6 +161,4 @@ def _load_graph(folder: Path) -> fx.GraphModule:
     name_input_apart(graph.graph)
     name_results(graph.graph, json.loads((folder / OUTPUTS_FILE).read_text()))
     graph.recompile()
-    for parameter in graph.parameters():
-        parameter.requires_grad_(True)
     return graph

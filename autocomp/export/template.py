@@ -8,6 +8,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from autocomp.compress.trace import Traced
 from autocomp.compress.tracing.operators import is_flatten
+from autocomp.compress.tracing.recurrent import recurrent_readers
 from autocomp.compress.tracing.reshapes import onnx_sizes
 from autocomp.export.integers import pool_sizes, spell_pool
 
@@ -44,18 +45,42 @@ def float_template(traced: Traced) -> ModelProto:
 
 
 def _name_nodes(graph: GraphProto, consumers: dict[str, NodeProto]) -> None:
-    """A layer's node is called by the layer, the others n0, n1, … where no layer is called so."""
+    """A layer's node is called by the layer, the others n0, n1, … where no layer is called so.
+
+    A recurrent operator has two layers: it is called by the one, its first result by the other.
+    """
     free = (name for name in (f"n{i}" for i in itertools.count()) if name not in consumers)
     for node in graph.node:
         node.name = next(free)
+    readers = recurrent_readers(graph)
+    renamed: dict[str, str] = {}
     for layer, node in consumers.items():
-        node.name = layer
+        operator, position = readers.get(node.output[0], (node, 1))
+        result = next(i for i, name in enumerate(operator.output) if name)
+        if position == 1:
+            operator.name = layer
+        else:
+            renamed[operator.output[result]] = layer
+            operator.output[result] = layer
+    for node in graph.node if renamed else ():
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
 
 
 def layer_consumers(traced: Traced, graph: GraphProto) -> dict[str, NodeProto]:
-    """Layer name → the Conv, Gemm or MatMul node that reads its weight."""
+    """Layer name → the node that reads its weight, as the input that `weight_input` says."""
     layer_of = {path: layer for layer, path in traced.weights.items()}
-    return {layer_of[n.input[1]]: n for n in graph.node if len(n.input) > 1 and n.input[1] in layer_of}
+    return {
+        layer_of[n.input[weight_input(n)]]: n
+        for n in graph.node
+        if len(n.input) > weight_input(n) and n.input[weight_input(n)] in layer_of
+    }
+
+
+def weight_input(node: NodeProto) -> int:
+    """Position of the weights among a layer's inputs: a table is what Gather reads first, a recurrent operator's matrix
+    is all that an Unsqueeze reads."""
+    return 0 if node.op_type in ("Gather", "Unsqueeze") else 1
 
 
 def _spell_pooling(graph: GraphProto, flattens: set[str]) -> None:

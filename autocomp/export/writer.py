@@ -1,6 +1,7 @@
 """From a compressed network to an ONNX file that stock ONNX Runtime executes with integer kernels."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from autocomp.compress.network import CompressedNetwork, LayerWeights
 from autocomp.compress.quantize import Grid, TensorRange
 from autocomp.compress.stored import BIAS_STEP
 from autocomp.compress.trace import Traced
+from autocomp.compress.tracing.recurrent import CELLS
 from autocomp.export.functions import (
     DOMAIN,
     bias_function,
@@ -23,7 +25,7 @@ from autocomp.export.functions import (
 from autocomp.export.integers import pad_codes
 from autocomp.export.limits import limit_entry, may_saturate
 from autocomp.export.packing import Packing, choose_packing, pack_codes, pack_plane, padded
-from autocomp.export.template import float_template, layer_consumers, resized
+from autocomp.export.template import float_template, layer_consumers, resized, weight_input
 from autocomp.network import NETWORK_INPUT
 from autocomp.whole_file import write_whole
 
@@ -41,6 +43,9 @@ class OnnxWriter:
         self.template = float_template(traced)
         consumers = layer_consumers(traced, self.template.graph)
         self._short_names = {layer.name: f"w{i}" for i, layer in enumerate(traced.spec.layers)}
+        nodes = {node.name: node for node in traced.graph.graph.nodes}
+        cells = {layer: CELLS.get(nodes[name].target) for layer, name in traced.layer_nodes.items()}
+        self._cells = {layer: cell for layer, cell in cells.items() if cell is not None}
         self._missing = [layer.name for layer in traced.spec.layers if layer.name not in consumers]
         if self._missing:
             raise AssertionError(f"layers without a node in the ONNX graph: {self._missing}")
@@ -53,7 +58,7 @@ class OnnxWriter:
         """Names of the template's tensors that a layer's own take the place of."""
         graph = self.template.graph
         consumers = layer_consumers(self.traced, graph).values()
-        return [*(n.input[1] for n in consumers), *self.traced.biases.values()]
+        return [*(n.input[weight_input(n)] for n in consumers), *self.traced.biases.values()]
 
     def build(self, network: CompressedNetwork) -> ModelProto:
         model = ModelProto()
@@ -67,12 +72,12 @@ class OnnxWriter:
         del graph.initializer[:]
         graph.initializer.extend(kept)
         for layer, node in consumers.items():
-            weights = network.layers[layer]
+            weights = self._in_order(layer, network.layers[layer])
             transposed = node.op_type == "MatMul"
             short = self.short_name(layer)
             input_scale = _scale_name(source_of[layer]) if weights.integer else ""
             old_bias = self.traced.biases.get(layer)
-            node.input[1] = parts.weight(short, weights, transposed)
+            node.input[weight_input(node)] = parts.weight(short, weights, transposed)
             if old_bias is not None and weights.bias is not None:
                 new_bias = parts.bias(short, weights, input_scale)
                 replace_input(graph, node, old_bias, new_bias)
@@ -90,6 +95,14 @@ class OnnxWriter:
         if not self.unsigned_weights and any(may_saturate(layer) for layer in network.layers.values()):
             model.metadata_props.append(limit_entry())
         return model
+
+    def _in_order(self, layer: str, weights: LayerWeights) -> LayerWeights:
+        """The weights of a layer with their rows as its operator has them."""
+        cell = self._cells.get(layer)
+        if cell is None or len(cell.gates) == 1:
+            return weights
+        rows = {name: getattr(weights, name) for name in ("weight", "levels", "ratios", "mask")}
+        return replace(weights, **{name: None if v is None else cell.in_order(v) for name, v in rows.items()})
 
     def _resize(self, graph: GraphProto, network: CompressedNetwork) -> None:
         """Tell reshapes how many channels are left."""

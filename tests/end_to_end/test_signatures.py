@@ -33,11 +33,46 @@ class DictOut(nn.Module):
         return {"aux": self.c(y), "logits": self.b(y)}
 
 
+class TokenIds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden, self.head = nn.Embedding(500, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.relu(self.hidden(self.embedding(ids).mean(1))))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase] = nn.RNN, hidden: int = 32) -> None:
+        super().__init__()
+        self.rnn, self.head = kind(8, hidden, batch_first=True), nn.Linear(hidden, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
 def floats(*shape: int) -> Tensor:
     return torch.randn(120, *shape, generator=torch.Generator().manual_seed(7))
 
 
 CASES = {
+    "token ids": (
+        TokenIds,
+        lambda: torch.randint(0, 500, (120, 12), generator=torch.Generator().manual_seed(7)),
+        Policy({"embedding": LayerPolicy(4, "float"), "hidden": LayerPolicy(5, "int8"), "head": INT8}, {"hidden": 24}),
+    ),
+    "rnn": (
+        Recurrent,
+        lambda: floats(9, 8),
+        Policy(
+            {"rnn.weight_ih_l0": LayerPolicy(5, "float"), "rnn.weight_hh_l0": LayerPolicy(3, "float"), "head": INT8}
+        ),
+    ),
+    "lstm": (
+        lambda: Recurrent(nn.LSTM, 128),  # whose weights are too many for the exporter to fold
+        lambda: floats(9, 8),
+        Policy({"rnn.weight_ih_l0": LayerPolicy(8, "float"), "rnn.weight_hh_l0": LayerPolicy(4, "float", 0.5)}),
+    ),
     "dict out": (DictOut, lambda: floats(8), Policy({"a": LayerPolicy(4, "int8"), "b": INT8, "c": INT8}, {"a": 24})),
 }
 

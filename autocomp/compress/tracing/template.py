@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import fx
 
 from autocomp.compress.parameters import get_parameter
-from autocomp.compress.tracing.layers import layer_calls
+from autocomp.compress.tracing.layers import layer_calls, weight_only_calls
 
 Values = dict[str, torch.Tensor]
 
@@ -24,7 +24,7 @@ def told_apart(graph: fx.GraphModule) -> Iterator[tuple[Values, Values]]:
     The exporter merges tensors of the same bytes, and with them layers that read the same input, drops biases of
     zeros, and stores weights transposed under other names: what is marked can be neither merged, dropped nor lost.
     """
-    calls, _ = layer_calls(graph.graph)
+    calls = [call for found in (layer_calls, weight_only_calls) for call in found(graph.graph)[0]]
     paths = [path for call in calls for path in (call.weight, call.bias) if path is not None]
     true = {path: get_parameter(graph, path).detach().clone() for path in paths}
     marks = {
@@ -58,6 +58,8 @@ def settle_weights(template: onnx.ModelProto, true: Values, marks: Values) -> li
         path = by_mark.get(int(value.flat[0])) if value.size and np.isfinite(value.flat[0]) else None
         if path is None:
             continue
+        if value.ndim == marks[path].ndim + 1 and value.shape[0] == 1:
+            value = value[0]  # a recurrent operator's axis of directions
         turned = _turned(value, marks[path].numpy().astype(np.float32))
         if turned is None:
             continue
