@@ -437,6 +437,28 @@ def a_gru() -> Made:
     return over_steps(nn.GRU, batch_first=True, num_layers=2)
 
 
+@passes
+def an_lstm_that_is_called_twice() -> Made:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return self.head(self.cell(torch.relu(self.a(self.cell(x)[0])))[0].mean(1))
+
+    cell = nn.LSTM(8, 16, batch_first=True)
+    return settled(Function(forward, cell=cell, a=nn.Linear(16, 8), head=nn.Linear(16, 4))), batch(9, 8)
+
+
+@passes
+def a_gru_of_one_step_at_a_time() -> Made:
+    """nn.GRUCell is linear layers, which every step shares."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        state = x.new_zeros(x.shape[0], 16)
+        for step in range(x.shape[1]):
+            state = self.cell(x[:, step], state)
+        return self.head(state)
+
+    return settled(Function(forward, cell=nn.GRUCell(8, 16), head=nn.Linear(16, 4))), batch(4, 8)
+
+
 @refused("projections")
 def an_lstm_with_projections() -> Made:
     network = Function(lambda self, x: self.head(self.cell(x)[0][:, -1]), cell=nn.LSTM(8, 16, proj_size=4,

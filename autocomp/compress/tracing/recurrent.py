@@ -72,7 +72,10 @@ def settle_recurrent(template: onnx.ModelProto, paths: set[str]) -> None:
             maker = makers.get(name)
             if maker is not None and maker.op_type == "Unsqueeze":
                 name = maker.input[0]
-            if name not in paths:
+            if name not in paths:  # shared, or computed: put in order by operators
+                if len(cell.gates) > 1:
+                    made, node.input[position] = _in_order(cell, node.input[position], f"{node.output[0]}.{position}")
+                    nodes += made
                 continue
             value = numpy_helper.to_array(stored[name])
             matrix = np.ascontiguousarray(cell.in_order(value.reshape(value.shape[-2:])))
@@ -87,6 +90,14 @@ def settle_recurrent(template: onnx.ModelProto, paths: set[str]) -> None:
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def _in_order(cell: Cell, name: str, stem: str) -> tuple[list[onnx.NodeProto], str]:
+    """Nodes that bring a weight (1, rows, columns) into the operator's order of gates, and what they make."""
+    parts = [f"{stem}.{gate}" for gate in range(len(cell.gates))]
+    split = helper.make_node("Split", [name], parts, axis=1, num_outputs=len(parts))
+    joined = helper.make_node("Concat", [parts[gate] for gate in cell.gates], [f"{stem}.ordered"], axis=1)
+    return [split, joined], f"{stem}.ordered"
 
 
 def recurrent_readers(graph: onnx.GraphProto) -> dict[str, tuple[onnx.NodeProto, int]]:
