@@ -102,8 +102,10 @@ def test_a_trial_gives_a_file_that_executes_as_the_policy_says(made, tmp_path):
 def predicted_bytes(bench: Bench, policy: Policy) -> int:
     space = SearchSpace.build(bench.traced.spec, SpaceOptions(), DEVICE.veto)
     latency = LatencyModel.from_table(DEVICE.latencies, DEVICE.calibration)
-    cost = CostModel(space, latency, FileSizes(OnnxWriter(bench.traced))).of_policy(policy)
+    model = CostModel(space, latency, FileSizes(OnnxWriter(bench.traced)))
+    cost, drawn = model.of_policy(policy), model(space.encode(policy))
     assert np.isfinite(cost.latency_ms).all() and (cost.latency_ms > 0).all()
+    assert drawn.size_bytes == cost.size_bytes and drawn.latency_ms == pytest.approx(cost.latency_ms)
     return int(cost.size_bytes[0])
 
 
