@@ -52,6 +52,7 @@ def test_every_weight_of_a_layer_is_found_once(kind):
         name = layer.name if layer.name in shapes else f"{layer.name}.weight"
         assert layer.weight_shape == shapes[name]
     found = sum(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) for module in network.modules())
+    found += 2 * sum(isinstance(module, nn.RNNBase) for module in network.modules())  # on the input and on the state
     expected = {networks.Shared: found - 1, networks.Transformer: found + 1}  # the attention's own input projection
     assert len(spec.layers) == expected.get(kind, found)
 

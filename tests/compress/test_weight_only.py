@@ -82,6 +82,21 @@ def test_a_device_without_floating_point_says_which_layer_it_cannot_execute(trac
         _check_expressible(traced.spec, find_profile("npu_ethos_u55"))
 
 
+def test_operators_on_ids_are_not_listed_as_left_in_float():
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(10, 8), nn.Linear(8, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            kept = (ids < 8)[..., None]
+            return self.head((self.table(ids.clamp(max=9)) * kept).sum(1))
+
+    left = trace(settled(Clamped()), IDS[:2], "clamped").spec.left_alone
+    names = {each.name for each in left if each.what == "quantize"}
+    assert "sum_1" in names and not names & {"clamp", "lt", "unsqueeze", "table"}
+
+
 def test_a_policy_that_asks_for_integers_is_refused(traced):
     with pytest.raises(UserError, match="layer 'table' cannot be"):
         QuantizedNetwork(traced, Policy({"table": INT8}))

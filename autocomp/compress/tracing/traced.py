@@ -101,6 +101,7 @@ def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
         and not k.free
         and k.op not in LAYER_OPS  # those are listed already
         and by_name[start].target not in EMBEDDINGS
+        and by_name[start].meta["val"].is_floating_point()  # ids and masks
     ]
     spec = NetworkSpec(
         name,
