@@ -142,7 +142,8 @@ def pool(rng: Rng, x: Tensor) -> nn.Module:
     most = {1: nn.MaxPool1d, 2: nn.MaxPool2d}[dims](kernel, stride, padding, ceil_mode=ceil)
     average = {1: nn.AvgPool1d, 2: nn.AvgPool2d}[dims](kernel, stride, padding, ceil, chance(rng, 0.5))
     whole = [size for size in divisors(smallest) if all(s % size == 0 for s in x.shape[2:])]
-    return pick(rng, most, average, average, adaptive(pick(rng, *whole)))
+    divided = nn.AvgPool2d(kernel, stride, padding, divisor_override=pick(rng, 1, 3)) if dims == 2 else average
+    return pick(rng, most, most, average, average, average, divided, adaptive(pick(rng, *whole)))
 
 
 # ---- joins -----------------------------------------------------------------------------------------------------------
@@ -319,7 +320,7 @@ def draw(seed: int, depth: int = 8, n: int = 16) -> Drawn:
         module.eval()
         with torch.no_grad():
             after = module(x)
-        if after.numel() > 40_000 or 0 in after.shape:
+        if after.numel() > 40_000 or 0 in after.shape or not after.isfinite().all():
             return
         modules.append(module)
         x = after

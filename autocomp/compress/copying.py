@@ -11,7 +11,7 @@ from autocomp.errors import UserError
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy of `module` without what `torch.compile` and the data-parallel wrappers put around modules.
+    """A deep copy of `module` without what `torch.compile`, data-parallel training and averaging put around it.
 
     Tensors that are results of a computation, which `copy.deepcopy` refuses, are copied as values: the masked weight
     of `torch.nn.utils.prune`, an activation that a module keeps. Attributes that cannot be copied at all (locks,
@@ -51,10 +51,9 @@ def inside(module: nn.Module) -> nn.Module:
 def _wrapped(module: nn.Module) -> nn.Module | None:
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return module.module
-    # By name: importing the compiler to ask for its class takes seconds.
-    if type(module).__name__ == "OptimizedModule":
-        return module._modules.get("_orig_mod")
-    return None
+    # By name: importing the compiler or optimizers to ask for their classes takes seconds.
+    kept_as = {"OptimizedModule": "_orig_mod", "AveragedModel": "module"}.get(type(module).__name__)
+    return module._modules.get(kept_as) if kept_as and type(module).__module__.startswith("torch.") else None
 
 
 def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -1,5 +1,6 @@
 """A torch network as one flat, functional, batch-norm-free graph: what every later step works on."""
 
+import inspect
 import warnings
 
 import torch
@@ -87,7 +88,11 @@ def export_program(module: nn.Module, example: torch.Tensor) -> torch.export.Exp
     """`module` exported with a dynamic first axis. example: (n, …)."""
     # Two examples: torch.export specializes an axis of size 1.
     batch = example if len(example) > 1 else torch.cat([example, example])
-    return torch.export.export(module, (batch,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False)
+    free = {0: torch.export.Dim("batch", min=1)}
+    first = next(iter(inspect.signature(module.forward).parameters.values()), None)
+    several = first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL  # forward(*inputs)
+    shapes = ((free,),) if several else (free,)
+    return torch.export.export(module, (batch,), dynamic_shapes=shapes, strict=False)
 
 
 def _export(network: PlainForm, example: torch.Tensor) -> fx.GraphModule:

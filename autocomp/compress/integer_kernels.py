@@ -54,7 +54,7 @@ def form_of(node: fx.Node) -> Form | None:
 
 def _average(node: fx.Node) -> Form:
     """The integer kernel divides a window that is cut at the edge (ceil_mode) by its whole size, unless padding is left
-    out of the count: then it is right, and without padding the two mean the same (`export/writer` says so in the file).
+    out of the count: then it is right, and without padding the two mean the same (`tracing.pools` says so in the file).
     """
     if argument(node, 6, "divisor_override", None) is not None:
         return Form(False, reason="the runtime's average has no divisor of its own: it runs in float")

@@ -24,6 +24,7 @@ from autocomp.compress.parameters import (
     get_parameter,
     is_stored,
     move,
+    pair,
     set_parameter,
     weight_path,
 )
@@ -89,6 +90,30 @@ def spell_operators(graph: fx.GraphModule) -> None:
             _replace(graph, node, aten.mean.dim, (node.args[0], [2], True))
         elif node.target in _PADDED:
             _spell_padding(graph, node)
+        elif node.target is aten.avg_pool2d.default and argument(node, 6, "divisor_override", None) is not None:
+            _spell_divisor(graph, node)
+
+
+def _spell_divisor(graph: fx.GraphModule, node: fx.Node) -> None:
+    """An average with a divisor of its own is one over the whole window, times what the two differ by.
+
+    The exporter drops the divisor. Where ceil_mode cuts windows at the edge, no average divides them by their whole
+    size: that is left as it is, and refused where torch and the file are held together.
+    """
+    x, window, stride, padding, ceil_mode, _, divisor = (
+        argument(node, i, name, default)
+        for i, (name, default) in enumerate(
+            (("input", None), ("kernel_size", None), ("stride", []), ("padding", 0), ("ceil_mode", False),
+             ("count_include_pad", True), ("divisor_override", None))
+        )
+    )  # fmt: skip
+    if ceil_mode:
+        return
+    height, width = pair(window)
+    with graph.graph.inserting_before(node):
+        average = graph.graph.call_function(aten.avg_pool2d.default, (x, window, stride, padding, False, True))
+    average.meta = dict(node.meta)
+    _replace(graph, node, aten.mul.Tensor, (average, height * width / float(divisor)))  # type: ignore[arg-type]
 
 
 def _spell_padding(graph: fx.GraphModule, node: fx.Node) -> None:

@@ -20,6 +20,7 @@ from autocomp.compress.graph import aten, capture, export_program
 from autocomp.compress.normalize import name_input_apart, name_results
 from autocomp.compress.plain_form import PlainForm, first_line, plain_form
 from autocomp.compress.trace_cache import TraceCache, digest_of
+from autocomp.compress.tracing.pools import spell_pools
 from autocomp.compress.tracing.recurrent import settle_recurrent
 from autocomp.compress.tracing.reshapes import spell_sizes
 from autocomp.compress.tracing.template import name_input, name_outputs, name_parts, settle_weights, told_apart
@@ -108,6 +109,7 @@ def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
     name_input(template, graph.graph)
     name_parts(template, graph.graph)
     name_outputs(template, graph.graph, network.outputs)
+    spell_pools(template.graph, graph.graph)
     onnx.save(template, place / TEMPLATE_FILE)
 
 

@@ -10,7 +10,6 @@ from autocomp.compress.trace import Traced
 from autocomp.compress.tracing.operators import is_flatten
 from autocomp.compress.tracing.recurrent import recurrent_readers
 from autocomp.compress.tracing.reshapes import onnx_sizes
-from autocomp.export.integers import pool_sizes, spell_pool
 
 PRODUCER = "autocomp"
 
@@ -34,10 +33,6 @@ def float_template(traced: Traced) -> ModelProto:
         if len(axes) and not axes[0].HasField("dim_value"):  # a further output may be the same for all examples
             axes[0].dim_param = "batch"
     _spell_pooling(graph, {n.name for n in traced.graph.graph.nodes if n.op == "call_function" and is_flatten(n)})
-    sizes = pool_sizes(traced.graph.graph)
-    for node in graph.node:
-        if node.op_type in ("AveragePool", "MaxPool") and node.output[0] in sizes:
-            spell_pool(node, *sizes[node.output[0]])
     _spell_reshapes(graph, traced)
     _drop_unused(graph)
     _name_nodes(graph, layer_consumers(traced, graph))

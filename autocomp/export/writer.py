@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -101,8 +102,14 @@ class OnnxWriter:
         cell = self._cells.get(layer)
         if cell is None or len(cell.gates) == 1:
             return weights
-        rows = {name: getattr(weights, name) for name in ("weight", "levels", "ratios", "mask")}
-        return replace(weights, **{name: None if v is None else cell.in_order(v) for name, v in rows.items()})
+
+        def ordered(rows: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if rows is None else cell.in_order(rows)
+
+        return replace(
+            weights, weight=cell.in_order(weights.weight), levels=ordered(weights.levels),
+            ratios=ordered(weights.ratios), mask=ordered(weights.mask),
+        )  # fmt: skip
 
     def _resize(self, graph: GraphProto, network: CompressedNetwork) -> None:
         """Tell reshapes how many channels are left."""

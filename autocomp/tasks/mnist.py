@@ -119,10 +119,12 @@ def digests(network: nn.Module, spec: MobileNetV2Spec, train: Data) -> dict[str,
     return {name: hashlib.sha256(content).hexdigest() for name, content in made_of.items()}
 
 
-def make_weights(out: Path, progress: Any, space: str = SPACE) -> dict[str, Any]:
+def make_weights(out: Path, progress: Any, space: str = SPACE, threads: int | None = None) -> dict[str, Any]:
     """Train from scratch, write the weights to `out` and what shaped them to the .json beside; returns the latter.
 
-    Its accuracies, in [0, 1], are those of the weights as written.
+    Its accuracies, in [0, 1], are those of the weights as written. threads: of torch, by default one a core. Sums are
+    rounded differently for each number of threads, which 24 epochs enlarge: one gave 97.6 % on the test split, two
+    98.5 %.
     """
     spec = load_space(space).network
     if spec is None:
@@ -130,7 +132,7 @@ def make_weights(out: Path, progress: Any, space: str = SPACE) -> dict[str, Any]
     train, validation, test = splits(spec.resolution)
     torch.manual_seed(int(TRAINING["seed"]))
     network = untrained(spec)
-    _train(network, train, progress)
+    _train(network, train, progress, threads=threads)
     parameters = {name for name, _ in network.named_parameters()}
     state = network.state_dict()
     # Variances span more than half precision does, and they are few.
@@ -139,6 +141,7 @@ def make_weights(out: Path, progress: Any, space: str = SPACE) -> dict[str, Any]
     out.chmod(0o644)  # it is written for its owner alone, and it ships
     network.load_state_dict(load_file(out))
     command = ["python", "-m", "autocomp.tasks.mnist", out.name, *([] if space == SPACE else ["--space", space])]
+    command += [] if threads is None else ["--threads", str(threads)]
     facts = {
         "command": shlex.join(command),
         "seed": TRAINING["seed"],
@@ -167,19 +170,23 @@ def _cache_path(spec: MobileNetV2Spec, train: Data) -> Path:
 
 
 @contextmanager
-def _all_cores() -> Iterator[None]:
-    """Inside, torch computes with a thread for each core that this process may use."""
+def _threads(count: int | None) -> Iterator[None]:
+    """Inside, torch computes with so many threads; None: with one for each core that this process may use."""
     before = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-@_all_cores()
-def _train(network: nn.Module, train: Data, progress: Any, detail: str = "") -> None:
+def _train(network: nn.Module, train: Data, progress: Any, detail: str = "", threads: int | None = None) -> None:
     """Adam with one cycle of the learning rate and small affine distortions of the digits."""
+    with _threads(threads):
+        _epochs(network, train, progress, detail)
+
+
+def _epochs(network: nn.Module, train: Data, progress: Any, detail: str) -> None:
     settings = TRAINING
     epochs, batch = int(settings["epochs"]), int(settings["batch"])
     assert train.labels is not None
@@ -240,11 +247,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m autocomp.tasks.mnist", description=main.__doc__)
     parser.add_argument("out", type=Path, help="the file to write; what shaped it goes to the .json beside it")
     parser.add_argument("--space", default=SPACE, help="search space whose network is trained (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="of torch (default: one a core)")
     given = parser.parse_args(arguments)
     if given.out.suffix != ".safetensors" or not given.out.parent.is_dir():
         parser.error(f"expected a file in a folder that exists, ending in .safetensors, got {given.out}")
+    if given.threads is not None and given.threads < 1:
+        parser.error(f"--threads: expected at least 1, got {given.threads}")
     try:
-        facts = make_weights(given.out, _Lines(), given.space)
+        facts = make_weights(given.out, _Lines(), given.space, given.threads)
     except UserError as error:
         parser.error(str(error))
     print(json.dumps(facts["accuracy"]))

@@ -97,10 +97,11 @@ def test_a_masked_weight_is_zero_where_its_mask_is():
     "wrap",
     [
         nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
         torch.compile,
         lambda network: torch.compile(nn.DataParallel(network)),
     ],
-    ids=["data parallel", "compiled", "both"],
+    ids=["data parallel", "averaged", "compiled", "both"],
 )
 def test_wrappers_are_taken_off(wrap):
     network = small()

@@ -110,7 +110,7 @@ def short(monkeypatch, tmp_path):
 
 
 def untrainable(monkeypatch):
-    def train(*arguments):
+    def train(*arguments, **options):
         raise AssertionError("trained from scratch")
 
     monkeypatch.setattr(mnist, "_train", train)
@@ -178,11 +178,17 @@ def test_training_takes_all_cores_and_leaves_as_many_threads_as_before(short):
         mnist.baseline(SMALL, mnist.splits(32)[0], told, short / "none.safetensors")
         assert set(told.threads) == {len(os.sched_getaffinity(0))}
         assert torch.get_num_threads() == 1
+        facts = mnist.make_weights(short / "out.safetensors", told, str(short / "small.yaml"), threads=1)
+        assert told.threads[-1] == 1
+        assert facts["command"].endswith("--threads 1")
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("words", ["", "out.bin", "no/such/folder/out.safetensors", "out.safetensors --space none"])
+@pytest.mark.parametrize(
+    "words",
+    ["", "out.bin", "no/such/folder/out.safetensors", "out.safetensors --space none", "out.safetensors --threads 0"],
+)
 def test_the_command_refuses_what_it_cannot_write(words, capsys):
     with pytest.raises(SystemExit) as ended:
         mnist.main(words.split())
@@ -193,7 +199,7 @@ def test_the_command_refuses_what_it_cannot_write(words, capsys):
 @pytest.mark.slow
 def test_the_weights_that_ship_can_be_made_again(tmp_path):
     shipped = json.loads(mnist.SHIPPED.with_suffix(".json").read_text())
-    made = mnist.make_weights(tmp_path / mnist.SHIPPED.name, Told())
+    made = mnist.make_weights(tmp_path / mnist.SHIPPED.name, Told(), threads=1)
     assert {name: made[name] for name in ("command", "seed", "digests")} == {
         name: shipped[name] for name in ("command", "seed", "digests")
     }

@@ -7,10 +7,12 @@ each weight reaches its operator as a stored tensor of its own, to be stored in 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from onnxscript import opset18 as op
+from onnxscript import opset18
 from onnxscript.function_libs.torch_lib.tensor_typing import TFloat
 
 from autocomp.compress.tracing.recurrent import CELLS, Cell
+
+op: Any = opset18  # its types know variables alone, not the lists that it takes as constants
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
