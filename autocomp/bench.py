@@ -40,7 +40,7 @@ class Bench:
     def make(cls, task: Task, folder: Path) -> "Bench":
         """Trace the task's network and write the bench. UserError where the network cannot be traced,
         or where its metric, its loss or a training step fails."""
-        traced = trace(task.network, task.example, task.name, folder, TraceCache())
+        traced = trace(task.network, task.example, task.name, folder, TraceCache(), task.output)
         train, validation = task.train, task.validation
         np.save(folder / "train_inputs.npy", train.inputs)
         np.save(folder / "validation_inputs.npy", validation.inputs)

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from autocomp.kernel import Kernel, Precision, WeightCoding
-from autocomp.policy import Pattern, Policy
+from autocomp.policy import LayerPolicy, Pattern, Policy
 
 NETWORK_INPUT = -1
 #: Kernels with weights.
 LAYER_OPS = ("conv", "depthwise", "linear")
+#: Kinds of layers whose weights are stored in few bits and unpacked at load: no runtime computes them on integers.
+WEIGHT_ONLY = ("embedding", "recurrent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,12 @@ class Channels:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """A layer that can be quantized: a convolution or a linear layer.
+    """A layer that can be quantized: a convolution, a linear layer, or one of `WEIGHT_ONLY`.
 
-    weight_shape: (out, in / groups, *window), unpruned.
-    positions: output positions that share the weights (out_height * out_width; tokens for a linear layer).
+    weight_shape: (out, in / groups, *window), unpruned; of an embedding, (entries, features); of a
+    recurrent layer, which is two for each direction, (gates * units, inputs or units).
+    positions: output positions that share the weights (out_height * out_width; tokens for a linear layer, steps of a
+    recurrent one); 0 where nothing is multiplied.
     depthwise: one filter per channel; input and output are then the same channel group.
     """
 
@@ -72,6 +76,13 @@ class LayerSpec:
     def macs(self, policy: Policy | None = None) -> int:
         """Multiply-accumulates of one inference. Unstructured sparsity does not lower it: no kernel skips zeros."""
         return self.weights(policy) * self.positions
+
+
+def activation_fault(layer: LayerSpec, decision: LayerPolicy) -> str | None:
+    """Why `layer` cannot read integers, as `decision` says; None if it can, or does not have to."""
+    if layer.op in WEIGHT_ONLY and decision.activation == "int8":
+        return f"no runtime has an integer kernel for a layer of kind {layer.op}: only its weights may have few bits."
+    return None
 
 
 def pattern_fault(layer: LayerSpec, pattern: Pattern, policy: Policy | None = None) -> str | None:

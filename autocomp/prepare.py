@@ -111,8 +111,15 @@ def prepare(settings: SearchSettings, display: Display, folder: Path) -> Prepare
 
 
 def _check_expressible(network: NetworkSpec, profile: HardwareProfile) -> None:
-    """UserError naming a layer of `network` that a device without floating point cannot execute."""
-    for layer in network.layers if profile.integer_only else ():
+    """UserError naming a part of `network` that a device without floating point cannot execute."""
+    if not profile.integer_only:
+        return
+    if sum(kernel.output for kernel in network.kernels) > 1:
+        raise UserError(
+            f"--hw {profile.name}: the network returns several tensors, an int8 .tflite file has one: hand over a "
+            "module that returns the one that counts, or search for another device"
+        )
+    for layer in network.layers:
         refusal = profile.veto(layer, INT8)
         if refusal is not None:
             raise UserError(
@@ -144,7 +151,7 @@ def trace_task(settings: SearchSettings, display: Display, folder: Path) -> Netw
     """The network that `settings` name; what `prepare` does of it, without what only a search needs."""
     task = _load_task(settings, display)
     display.phase("tracing the network", detail=task.name)
-    spec = trace(task.network, task.example, task.name, folder, TraceCache()).spec
+    spec = trace(task.network, task.example, task.name, folder, TraceCache(), task.output).spec
     _say_what_changed(spec, display)
     return spec
 

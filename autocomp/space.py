@@ -1,7 +1,7 @@
 """The legal choices of a search, as genes: a candidate is one choice index per gene."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocomp.errors import UserError
-from autocomp.network import LayerSpec, NetworkSpec, pattern_fault
+from autocomp.network import WEIGHT_ONLY, LayerSpec, NetworkSpec, pattern_fault
 from autocomp.policy import FLOAT, HALF, PATTERNS, Activation, LayerPolicy, Pattern, Policy, Sparsity, Zeros, clustered
 
 GeneKind = Literal["channels", "quant", "sparsity"]
@@ -87,6 +87,10 @@ class SpaceOptions:
 
         return sorted(plain + coded, key=compressed)
 
+    def weights_alone(self) -> list[LayerPolicy]:
+        """The same for a layer that no runtime computes on integers: few bits of its weights are all there is."""
+        return replace(self, activations=("float",), weight_only=True, clusters=()).precisions()
+
     def zeros(self) -> list[Zeros]:
         """Which weights of a layer may be zero, from the most zeros to none."""
         ratios = {*self.sparsities} - {0.0}
@@ -145,7 +149,7 @@ class SearchSpace:
                 genes.append(Gene("channels", group.name, tuple(sorted(counts | {group.channels}))))
         for layer in network.layers:
             legal: list[LayerPolicy] = []
-            for decision in options.precisions():
+            for decision in options.precisions() if layer.op not in WEIGHT_ONLY else options.weights_alone():
                 reason = veto(layer, decision)
                 if reason is None:
                     legal.append(decision)

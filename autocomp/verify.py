@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from autocomp import rundir
 from autocomp.compress.finetune import outputs_of
+from autocomp.compress.plain_form import plain_form
 from autocomp.display import QuietDisplay
 from autocomp.errors import RunError, UserError
 from autocomp.export.limits import has_limit
@@ -74,8 +74,8 @@ def _float_outputs(task: Task, float_file: Path, inputs: Path, scorer: Scorer) -
     """Of the float file, or of the network itself where the run could not score that."""
     if float_file.is_file():
         return scorer.score(float_file, inputs).outputs
-    with torch.no_grad():
-        return outputs_of(task.network.eval(), np.load(inputs))
+    network = plain_form(task.network, task.example, task.output)
+    return outputs_of(network.module, np.load(inputs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from autocomp.compress.network import QuantizedNetwork
 from autocomp.compress.trace import Traced, trace
 from autocomp.export.scorer import open_session
 from autocomp.export.writer import OnnxWriter
-from autocomp.network import NetworkSpec, pattern_fault
+from autocomp.network import WEIGHT_ONLY, NetworkSpec, pattern_fault
 from autocomp.policy import FLOAT, INT8, LayerPolicy, Policy, Sparsity, clustered
 
 #: Of the largest output: what float32 arithmetic in another order explains.
@@ -30,7 +30,7 @@ def random_policy(spec: NetworkSpec, rng: np.random.Generator) -> Policy:
 
     layers = {}
     for layer in spec.layers:
-        chosen = decision()
+        chosen = decision() if layer.op not in WEIGHT_ONLY else LayerPolicy(int(rng.integers(2, 9)), "float")
         if style > 0.8 and rng.random() < 0.3:
             chosen = chosen.with_zeros(Sparsity(0.5, "unstructured"))
             assert pattern_fault(layer, "unstructured") is None
@@ -49,13 +49,22 @@ def run_file(path: Path, inputs: np.ndarray, batch: int) -> np.ndarray:
     return np.concatenate(pieces)
 
 
+def _scored(result: object) -> Tensor:
+    """Of several outputs, the one that counts."""
+    if isinstance(result, Tensor):
+        return result
+    counts = result["logits"] if isinstance(result, dict) else result[0]  # type: ignore[index]
+    assert isinstance(counts, Tensor)
+    return counts
+
+
 def differences(network: nn.Module, inputs: Tensor, rng: np.random.Generator, folder: Path) -> list[str]:
     """Where two forms of `network` differ beyond rounding, a line each. inputs: (n, …), n ≥ 4."""
     kind = next((p.dtype for p in network.parameters()), torch.float32)
     given = inputs.to(kind) if inputs.is_floating_point() else inputs
     with torch.no_grad():
-        expected = network(given).float().numpy()
-        alone = torch.cat([network(x[None]) for x in given[:3]]).float().numpy()
+        expected = _scored(network(given)).float().numpy()
+        alone = torch.cat([_scored(network(x[None])) for x in given[:3]]).float().numpy()
     found = []
     largest = float(np.abs(expected).max()) or 1.0
 
@@ -72,7 +81,10 @@ def differences(network: nn.Module, inputs: Tensor, rng: np.random.Generator, fo
     hold("float file", run_file(path, inputs.numpy(), len(inputs)), expected)
     hold("float file, one example a time", run_file(path, inputs[:3].numpy(), 1), alone)
     if traced.spec.layers:
-        found += _quantized_differences(traced, Policy(dict.fromkeys(traced.spec.layer_by_name, INT8)), inputs, folder)
+        eight = {
+            layer.name: LayerPolicy(8, "float") if layer.op in WEIGHT_ONLY else INT8 for layer in traced.spec.layers
+        }
+        found += _quantized_differences(traced, Policy(eight), inputs, folder)
         found += _quantized_differences(traced, random_policy(traced.spec, rng), inputs, folder)
     return found
 

@@ -5,7 +5,7 @@ network itself is run on different inputs, alone and among others, and both form
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from autocomp.compress.copying import copied
+from autocomp.compress.outputs import first_output
 from autocomp.compress.plain_form import ROUNDING, PlainForm, distance, first_line, tensors_of, undisturbed
 from autocomp.compress.recording import Step, first_missing, first_parting, record
 from autocomp.errors import UserError
@@ -32,31 +33,33 @@ class Disagreement(UserError):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network answers. batches: (inputs, output) for a batch of several and for examples alone."""
+    """What a network answers. batches: (inputs, outputs) for a batch of several and for examples alone."""
 
-    batches: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    batches: tuple[tuple[torch.Tensor, tuple[torch.Tensor, ...]], ...]
 
 
 def answers(network: PlainForm, example: torch.Tensor) -> Answers:
     """Run `network` on examples alone and among others. example: (n, …) with n ≥ 1.
 
-    Raises UserError where it does not return one tensor, fails on a batch of another size, gives different answers to
-    the same input, answers that depend on the rest of the batch, or ones that are not finite; the line names the
-    operator and its module.
+    Raises UserError where it fails on a batch of another size, gives different answers to the same input, answers that
+    depend on the rest of the batch, or ones that are not finite; the line names the operator and its module. Of several
+    outputs, that holds for the one that is scored.
     """
     if example.is_floating_point() and not torch.isfinite(example).all():
         raise UserError("the example input holds NaN or infinity: check the task's data")
     _check_result(network, example)
     several, others = _batches(network, example)
-    output = _run(network, several, len(example))
+    outputs = _run(network, several, len(example))
+    output = outputs[0]
     _check_finite(network, several, output)
     _check_repeats(network, several, output)
-    if _beyond_rounding(network, several[:1], distance(_run(network, others, len(example))[:1], output[:1])):
+    if _beyond_rounding(network, several[:1], distance(_run(network, others, len(example))[0][:1], output[:1])):
         raise UserError(_depends(network, several, others))
-    found = [(several, output)]
+    found = [(several, outputs)]
     for row in (0, 1):
         alone = several[row : row + 1]
-        answer = _run(network, alone, len(example))
+        answers = _run(network, alone, len(example))
+        answer = answers[0]
         if answer.shape != output[:1].shape:
             raise UserError(
                 f"the network gives shape {tuple(answer.shape)} for a batch of one and {tuple(output.shape)} for one "
@@ -64,7 +67,7 @@ def answers(network: PlainForm, example: torch.Tensor) -> Answers:
             )
         if _beyond_rounding(network, alone, distance(answer, output[row : row + 1])):
             raise UserError(_depends(network, several, alone, row))
-        found.append((alone, answer))
+        found.append((alone, answers))
     return Answers(tuple(found))
 
 
@@ -87,28 +90,25 @@ def check_agreement(network: PlainForm, known: Answers, graph: fx.GraphModule, t
 # ---- the network against itself ------------------------------------------------------------------------------------
 def _check_result(network: PlainForm, example: torch.Tensor) -> None:
     try:
-        output = network(example)
+        result = network(example)
     except Exception as error:
         raise UserError(
             f"the network fails on its example input of shape {tuple(example.shape)}: "
             f"{type(error).__name__}: {first_line(error)}; check the task's example input"
         ) from error
-    if not isinstance(output, torch.Tensor):
-        raise UserError(
-            f"expected the network to return one tensor, got {_describe(output)}; "
-            "wrap it in a module whose forward returns the logits alone"
-        )
+    output = first_output(result)
     if output.ndim < 1 or output.shape[0] != example.shape[0]:
         raise UserError(
             f"expected the network's output to have the batch of {example.shape[0]} as its first axis, "
-            f"got shape {tuple(output.shape)}"
+            f"got shape {tuple(output.shape)}{_of_several(network)}"
         )
 
 
-def _describe(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+def _of_several(network: PlainForm) -> str:
+    """Which output a line is about, and how another one is chosen."""
+    if len(network.outputs) < 2:
+        return ""
+    return f" for {network.outputs[0]}: Task.output says which of {', '.join(network.outputs)} is scored"
 
 
 def _batches(network: PlainForm, example: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,8 +142,8 @@ def _changed(network: PlainForm, one: torch.Tensor) -> torch.Tensor:
     return one
 
 
-def _run(network: PlainForm, inputs: torch.Tensor, expected_batch: int) -> torch.Tensor:
-    """The network's tensor for a batch."""
+def _run(network: PlainForm, inputs: torch.Tensor, expected_batch: int) -> tuple[torch.Tensor, ...]:
+    """The network's tensors for a batch."""
     try:
         result = network(inputs)
     except Exception as error:
@@ -151,7 +151,7 @@ def _run(network: PlainForm, inputs: torch.Tensor, expected_batch: int) -> torch
             f"the network fails on a batch of {len(inputs)}, on the example of {expected_batch} it does not: "
             f"{type(error).__name__}: {first_line(error)}; avoid a fixed batch size"
         ) from error
-    return tensors_of(result)[0]
+    return tuple(tensors_of(result))
 
 
 def _check_repeats(network: PlainForm, inputs: torch.Tensor, output: torch.Tensor) -> None:
@@ -240,12 +240,14 @@ def _first(where: Step | None) -> str:
 
 # ---- the forms against the network ---------------------------------------------------------------------------------
 def _compare(
-    network: PlainForm, inputs: torch.Tensor, expected: torch.Tensor, found: object, form: str,
+    network: PlainForm, inputs: torch.Tensor, expected: Sequence[torch.Tensor], found: object, form: str,
     values: Callable[[], list[torch.Tensor]],
 ) -> None:  # fmt: skip
     given = tensors_of(found)
-    off = distance(given[0], expected) if given else float("inf")
-    if not _beyond_rounding(network, inputs, off):
+    offs = [distance(a, b) for a, b in zip(given, expected, strict=False)]
+    offs = offs if len(given) == len(expected) else [float("inf")]
+    off = max(offs)
+    if not any(_beyond_rounding(network, inputs, each, index) for index, each in enumerate(offs)):
         return
     steps = record(network.module, lambda: network(inputs))
     where = first_missing(steps, values(), lambda a, b: distance(a, b) <= 10 * ROUNDING)
@@ -256,12 +258,15 @@ def _compare(
     )
 
 
-def _beyond_rounding(network: PlainForm, inputs: torch.Tensor, off: float) -> bool:
-    """Whether a difference, as a share of the largest output, is more than float32 arithmetic explains."""
-    return off > ROUNDING and off > min(_noise(network, inputs), _WIDEST)
+def _beyond_rounding(network: PlainForm, inputs: torch.Tensor, off: float, output: int = 0) -> bool:
+    """Whether a difference, as a share of the largest output, is more than float32 arithmetic explains.
+
+    output: which of the network's, by number.
+    """
+    return off > ROUNDING and off > min(_noise(network, inputs, output), _WIDEST)
 
 
-def _noise(network: PlainForm, inputs: torch.Tensor) -> float:
+def _noise(network: PlainForm, inputs: torch.Tensor, output: int) -> float:
     """Ten times what float32 arithmetic costs this network, as a share of its largest output: against float64.
 
     0 where the network does not run in float64. It grows with depth; other forms round in other places.
@@ -269,10 +274,10 @@ def _noise(network: PlainForm, inputs: torch.Tensor) -> float:
     try:
         precise = copied(network.module).double()
         with undisturbed():
-            exact = tensors_of(precise(inputs.double() if inputs.is_floating_point() else inputs.clone()))[0]
+            exact = tensors_of(precise(inputs.double() if inputs.is_floating_point() else inputs.clone()))[output]
     except Exception:  # noqa: BLE001 user code that insists on float32
         return 0.0
-    return 10 * distance(tensors_of(network(inputs))[0], exact)
+    return 10 * distance(tensors_of(network(inputs))[output], exact)
 
 
 def _graph_values(graph: fx.GraphModule, inputs: torch.Tensor) -> list[torch.Tensor]:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from autocomp.compress.outputs import first_output
+
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -61,7 +63,7 @@ def finetune(
     → scalar, `distillation_loss` by default. log_scales learn ten times faster than
     weights: they are logarithms, and there are few of them.
     """
-    if epochs <= 0:
+    if epochs <= 0 or not any(parameter.requires_grad for parameter in module.parameters()):
         return 0.0
     scales = {id(p) for p in log_scales or []}
     # The aten operators that the graph calls have no train mode: batch-norm is folded, dropout is gone.
@@ -86,7 +88,7 @@ def finetune(
         x = torch.from_numpy(np.array(inputs[index]))
         if images:
             x = x.contiguous(memory_format=torch.channels_last)
-        outputs = module(x)
+        outputs = first_output(module(x))
         total = distil(outputs, torch.from_numpy(np.array(teacher[index])))
         if labels is not None and loss is not None:
             total = (1 - label_weight) * total + label_weight * loss(outputs, torch.from_numpy(np.array(labels[index])))
@@ -105,9 +107,9 @@ def finetune(
 
 @torch.no_grad()
 def outputs_of(module: nn.Module, inputs: NDArray[Any], batch_size: int = 64) -> NDArray[np.float32]:
-    """Outputs of a torch network on (n, …) inputs."""
+    """Outputs of a torch network on (n, …) inputs; of several, the one that is scored."""
     pieces = [
-        module(torch.from_numpy(np.array(inputs[i : i + batch_size]))).numpy()
+        first_output(module(torch.from_numpy(np.array(inputs[i : i + batch_size])))).numpy()
         for i in range(0, len(inputs), batch_size)
     ]
     return np.concatenate(pieces)

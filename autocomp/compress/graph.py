@@ -68,10 +68,20 @@ def capture(network: PlainForm, example: torch.Tensor) -> fx.GraphModule:
             f"torch.export cannot trace the network ({type(error).__name__}: {first_line(error)}); "
             "avoid control flow that depends on data, and a fixed batch size"
         ) from error
+    _refuse_bags(graph)
     _drop_writes(graph)
     _settle_types(graph)
     _normalize(graph)
     return graph
+
+
+def _refuse_bags(graph: fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        if "embedding_bag" in str(node.target):
+            raise UserError(
+                "nn.EmbeddingBag cannot be written as ONNX with a batch of any size: use nn.Embedding with the same "
+                "weights, and .mean(1), .sum(1) or .amax(1) of what it gives"
+            )
 
 
 def export_program(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:

@@ -104,7 +104,11 @@ class QuantizedNetwork:
         biases take up the mean shift that weight rounding causes (Nagel et al. 2019, §4.2, with measured means).
         """
         wanted = self._quantized_tensors()
-        layers = {n: self.traced.layer_nodes[n] for n in self.policy.layers if self.policy.layer(n).quantized}
+        layers = {
+            name: self.traced.layer_nodes[name]
+            for name in self.policy.layers
+            if self.policy.layer(name).quantized and name in self.traced.biases
+        }
         names = {i: self._tensor_name(i) for i in wanted}
         observer = _Observer(self.module, set(names.values()), set(layers.values()) if correct_bias else set())
         with torch.no_grad():
@@ -126,16 +130,13 @@ class QuantizedNetwork:
 
     def freeze(self) -> CompressedNetwork:
         """The network as the file will hold it; `module` is settled to the same numbers, so that both compare."""
-        nodes = {node.name: node for node in self.module.graph.nodes}
         layers = {}
         for layer in self.traced.spec.layers:
             decision = self.policy.layer(layer.name)
             path = self.traced.weights[layer.name]
             weight = get_parameter(self.module, path).detach()
-            bias_node = argument(nodes[self.traced.layer_nodes[layer.name]], 2, "bias", None)
-            bias = (
-                get_parameter(self.module, str(bias_node.target)).detach() if isinstance(bias_node, fx.Node) else None
-            )
+            bias_path = self.traced.biases.get(layer.name)
+            bias = get_parameter(self.module, bias_path).detach() if bias_path is not None else None
             quantizer = self._quantizer_of.get(layer.name)
             mask = quantizer.mask.numpy() if quantizer is not None and quantizer.mask is not None else None
             if quantizer is None or quantizer.grid is None:
@@ -237,9 +238,11 @@ class QuantizedNetwork:
             self._quantizer_of[layer.name] = quantizer
             self.module.add_submodule(f"weight_quantizer_{index}", quantizer)
             node = nodes[self.traced.layer_nodes[layer.name]]
+            path = self.traced.weights[layer.name]
+            stored = next(s for s in node.all_input_nodes if s.op == "get_attr" and s.target == path)
             with graph.inserting_before(node):
-                call = graph.call_module(f"weight_quantizer_{index}", (node.args[1],))
-            node.args = (node.args[0], call, *node.args[2:])
+                call = graph.call_module(f"weight_quantizer_{index}", (stored,))
+            node.replace_input_with(stored, call)
 
     def _insert_activation_quantizers(self, wanted: list[int]) -> None:
         graph = self.module.graph

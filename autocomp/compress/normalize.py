@@ -4,7 +4,9 @@ A layer is what an operator does: a product with a stored matrix is a linear lay
 behind a layer is part of it, and a convolution says its padding in numbers.
 """
 
+import builtins
 import itertools
+import keyword
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -35,6 +37,8 @@ _BATCH_NORMS = (aten._native_batch_norm_legit_no_training.default, aten.batch_no
 _PADDED = {aten.conv1d.padding: aten.conv1d.default, aten.conv2d.padding: aten.conv2d.default}
 #: Names that the written file gives to tensors of its own.
 RESERVED = re.compile(r"[wszqkdepfr]\d+[a-z]?\d*|.*_(raw|4d)")
+#: Names that the code of a graph uses itself.
+_GLOBALS = ("torch", "self", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree")
 
 
 def drop_no_ops(graph: fx.GraphModule) -> None:
@@ -264,6 +268,32 @@ def name_input_apart(graph: fx.Graph) -> None:
         if node.op == "placeholder" and RESERVED.fullmatch(node.name):
             taken = {other.name for other in graph.nodes}
             node.name = next(n for i in itertools.count(1) if (n := node.name + "_" * i) not in taken)
+
+
+def name_results(graph: fx.Graph, names: Sequence[str]) -> None:
+    """Call the nodes that make a network's outputs as these are called; where a name is taken, with a line behind it.
+
+    An output that no node makes, or that is another output too, has its name in the written file alone.
+    """
+    (returned,) = [node for node in graph.nodes if node.op == "output"]
+    returned.name = "returned_"
+    named: set[fx.Node] = set()
+    for name, node in zip(names, _results(returned), strict=False):
+        if not isinstance(node, fx.Node) or node.op != "call_function" or node in named:
+            continue
+        named.add(node)
+        for other in graph.nodes:
+            if other.name == name and other is not node and other.op == "call_function" and other not in named:
+                other.name = f"{name}_inner"  # makes room, as in the file: `template.name_outputs`
+        taken = {other.name for other in graph.nodes if other is not node}
+        reserved = RESERVED.fullmatch(name) or keyword.iskeyword(name) or hasattr(builtins, name) or name in _GLOBALS
+        node.name = next(n for i in itertools.count(bool(reserved)) if (n := name + "_" * i) not in taken)
+
+
+def _results(returned: fx.Node) -> list[object]:
+    """What an output node returns, in order."""
+    results = returned.args[0]
+    return list(results) if isinstance(results, tuple | list) else [results]
 
 
 def _op_name(node: fx.Node) -> str:

@@ -9,6 +9,7 @@ aten = torch.ops.aten
 
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default)
 LAYERS = (*CONVOLUTIONS, aten.linear.default)
+EMBEDDINGS = (aten.embedding.default,)
 
 
 def get_parameter(graph: nn.Module, path: str) -> torch.Tensor:

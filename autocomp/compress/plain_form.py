@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from autocomp.compress.copying import copied
 from autocomp.compress.full_precision import in_float32, spelled
+from autocomp.compress.outputs import flatten_outputs
 from autocomp.errors import UserError
 
 #: Share of the largest output that float32 arithmetic in another order may explain.
@@ -30,10 +31,15 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class PlainForm:
-    """A network as compression takes it. notes: what was done to it that its owner should know, a sentence each."""
+    """A network as compression takes it: it returns one tensor, or a flat tuple of them with the scored one first.
+
+    notes: what was done to it that its owner should know, a sentence each. outputs: names of the tensors that it
+    returns; () for one that has none.
+    """
 
     module: nn.Module
     notes: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     def __call__(self, inputs: torch.Tensor) -> object:
         """What the network returns for (n, …) inputs, which are not changed."""
@@ -50,8 +56,8 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def plain_form(module: nn.Module, example: torch.Tensor) -> PlainForm:
-    """`module` in plain form. example: (n, …) input with n ≥ 1.
+def plain_form(module: nn.Module, example: torch.Tensor, output: str | int | None = None) -> PlainForm:
+    """`module` in plain form. example: (n, …) input with n ≥ 1. output: which of several is scored (`outputs`).
 
     Raises UserError where it has none; its line says what to hand over instead.
     """
@@ -71,7 +77,23 @@ def plain_form(module: nn.Module, example: torch.Tensor) -> PlainForm:
             )
     # Masks and norms are invisible once they are permanent: nothing to say. Hooks are code, and may have been meant.
     dropped = _drop_idle_hooks(form, example)
-    return PlainForm(network, (*form.notes, *dropped))
+    results = _two_outputs(form, example)
+    if results is None:
+        return PlainForm(network, (*form.notes, *dropped))
+    inputs, (one, other) = results
+    returned = flatten_outputs(network, (one, other), inputs, output)
+    return PlainForm(network, (*form.notes, *dropped, *returned.notes), returned.names)
+
+
+def _two_outputs(
+    form: PlainForm, example: torch.Tensor
+) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[object, object]] | None:
+    """Two inputs, unlike each other as a rule, and what the network returns for them; None where it fails."""
+    changed = example.flip(tuple(range(1, example.ndim))) if example.ndim > 1 else example
+    one, other = _output(form, example), _output(form, changed)
+    if one is None:
+        return None
+    return ((example, changed), (one, other)) if other is not None else ((example, example), (one, one))
 
 
 def first_line(error: BaseException) -> str:

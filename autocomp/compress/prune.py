@@ -10,7 +10,7 @@ from autocomp.compress.graph import argument, get_parameter, set_parameter
 from autocomp.compress.trace import Traced
 from autocomp.compress.tracing.operators import RESHAPES
 from autocomp.errors import UserError
-from autocomp.network import Channels, NetworkSpec, pattern_fault
+from autocomp.network import Channels, NetworkSpec, activation_fault, pattern_fault
 from autocomp.policy import Policy
 
 
@@ -29,7 +29,7 @@ def check_policy(spec: NetworkSpec, policy: Policy) -> None:
             raise UserError(f"channel group {name!r} cannot be pruned: {group.reason}")
     for layer in spec.layers:
         decision = policy.layer(layer.name)
-        fault = pattern_fault(layer, decision.pattern, policy)
+        fault = pattern_fault(layer, decision.pattern, policy) or activation_fault(layer, decision)
         if fault is not None:
             raise UserError(f"layer {layer.name!r} cannot be {decision}: {fault}")
 

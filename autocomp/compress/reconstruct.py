@@ -14,7 +14,7 @@ from torch.nn import functional
 from autocomp.compress.graph import CONVOLUTIONS, argument, get_parameter
 from autocomp.compress.prune import kept_positions
 from autocomp.compress.trace import Traced
-from autocomp.network import LayerSpec
+from autocomp.network import WEIGHT_ONLY, LayerSpec
 
 #: Rows of the least-squares problems, and elements of an unfolded input, at most.
 _ROWS, _ELEMENTS = 8192, 20_000_000
@@ -31,7 +31,8 @@ def reconstruct(traced: Traced, pruned: fx.GraphModule, kept: Mapping[str, torch
     """
     original, smaller = fx.Interpreter(traced.graph), fx.Interpreter(pruned)
     original.env, smaller.env = {}, {}
-    layer_of = {node: layer for layer, node in traced.layer_nodes.items()}
+    specs = traced.spec.layer_by_name
+    layer_of = {node: layer for layer, node in traced.layer_nodes.items() if specs[layer].op not in WEIGHT_ONLY}
     generator = torch.Generator().manual_seed(0)
     for before, after in zip(traced.graph.graph.nodes, pruned.graph.nodes, strict=True):
         if before.op == "output":
@@ -42,8 +43,7 @@ def reconstruct(traced: Traced, pruned: fx.GraphModule, kept: Mapping[str, torch
         original.env[before] = original.run_node(before)
         layer = layer_of.get(before.name)
         if layer is not None:
-            spec = traced.spec.layer_by_name[layer]
-            _refit(traced, spec, pruned, after, smaller.env, original.env[before], kept, generator)
+            _refit(traced, specs[layer], pruned, after, smaller.env, original.env[before], kept, generator)
         smaller.env[after] = smaller.run_node(after)
         for interpreter, node in ((original, before), (smaller, after)):
             for dead in interpreter.user_to_last_uses.get(node, []):

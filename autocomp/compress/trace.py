@@ -17,12 +17,13 @@ from torch import fx, nn
 from autocomp.compress.agreement import Answers, answers, check_agreement
 from autocomp.compress.executed import WORK_FILE, with_work
 from autocomp.compress.graph import aten, capture, export_program
-from autocomp.compress.normalize import name_input_apart
+from autocomp.compress.normalize import name_input_apart, name_results
 from autocomp.compress.plain_form import PlainForm, first_line, plain_form
 from autocomp.compress.trace_cache import TraceCache, digest_of
 from autocomp.compress.tracing.pools import spell_pools
+from autocomp.compress.tracing.recurrent import settle_recurrent
 from autocomp.compress.tracing.reshapes import spell_sizes
-from autocomp.compress.tracing.template import name_input, name_parts, settle_weights, told_apart
+from autocomp.compress.tracing.template import name_input, name_outputs, name_parts, settle_weights, told_apart
 from autocomp.compress.tracing.traced import Traced, analyse
 from autocomp.errors import UserError
 from autocomp.network import LeftAlone
@@ -31,26 +32,29 @@ __all__ = ["Traced", "load", "trace"]
 
 PROGRAM_FILE = "program.pt2"
 TEMPLATE_FILE = "float.onnx"
-NAME_FILE, NOTES_FILE = "name", "notes.json"
+NAME_FILE, NOTES_FILE, OUTPUTS_FILE = "name", "notes.json", "outputs.json"
 
 
 def trace(
-    module: nn.Module, example: torch.Tensor, name: str, folder: Path | None = None, cache: TraceCache | None = None
-) -> Traced:
+    module: nn.Module, example: torch.Tensor, name: str, folder: Path | None = None, cache: TraceCache | None = None,
+    output: str | int | None = None,
+) -> Traced:  # fmt: skip
     """Trace `module` on `example` of shape (n, …), and check that what is traced computes the same.
 
     The graph and the ONNX template are kept in `folder`, from which `load` reads them back in another process. cache:
-    where they come from, if this network was traced before, and are kept. The module is not changed.
+    where they come from, if this network was traced before, and are kept. output: name or number of the one that is
+    scored, of a network that returns several tensors (`outputs`). The module is not changed.
     Raises UserError where it cannot be traced.
     """
     example = example.detach().cpu()
-    network = plain_form(module, example)
+    network = plain_form(module, example, output)
     known = answers(network, example)
     with tempfile.TemporaryDirectory() as scratch:
         place = folder if folder is not None else Path(scratch)
         place.mkdir(parents=True, exist_ok=True)
         (place / NAME_FILE).write_text(name)
         (place / NOTES_FILE).write_text(json.dumps(network.notes))
+        (place / OUTPUTS_FILE).write_text(json.dumps(network.outputs))
         (place / WORK_FILE).unlink(missing_ok=True)  # of another network that was traced there
         digest = digest_of(network, example) if cache is not None else ""
         if cache is not None and cache.fetch(digest, place):
@@ -92,6 +96,7 @@ def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
         onnx_program = _export_onnx(captured, example)
         template = onnx_program.model_proto
     missing = settle_weights(template, true, marks)
+    settle_recurrent(template, set(true))
     if missing:
         raise UserError(f"the network cannot be written as ONNX: the exporter left out {', '.join(missing)}")
     program = onnx_program.exported_program
@@ -103,17 +108,23 @@ def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
     graph = _load_graph(place)
     name_input(template, graph.graph)
     name_parts(template, graph.graph)
+    name_outputs(template, graph.graph, network.outputs)
     spell_pools(template.graph, graph.graph)
     onnx.save(template, place / TEMPLATE_FILE)
 
 
 def _export_onnx(captured: fx.GraphModule, example: torch.Tensor) -> torch.onnx.ONNXProgram:
+    from autocomp.compress.tracing.translate import translations  # what it imports is large, and needed here alone
+
     # The exporter's registry warns about torchvision's operators, which nobody asked for.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.onnx.export(export_program(captured, example), dynamo=True, optimize=True, verbose=False)
+            program = torch.onnx.export(
+                export_program(captured, example), dynamo=True, optimize=True, verbose=False,
+                custom_translation_table=translations(),
+            )  # fmt: skip
         except Exception as error:
             cause: BaseException = error  # the exporter's own errors say how to debug it, the first one what is wrong
             while cause.__cause__ is not None:
@@ -128,7 +139,11 @@ def _export_onnx(captured: fx.GraphModule, example: torch.Tensor) -> torch.onnx.
 def load(folder: Path) -> Traced:
     """A network that `trace` kept in `folder`."""
     template = (folder / TEMPLATE_FILE).read_bytes()
-    traced = analyse(_load_graph(folder), template, (folder / NAME_FILE).read_text())
+    graph = _load_graph(folder)
+    traced = analyse(graph, template, (folder / NAME_FILE).read_text())
+    written = {*traced.weights.values(), *traced.biases.values()}
+    for path, parameter in graph.named_parameters():
+        parameter.requires_grad_(path in written)  # what files do not hold anew must not change in training
     notes = [LeftAlone("the network", "trace", note) for note in json.loads((folder / NOTES_FILE).read_text())]
     spec = replace(traced.spec, left_alone=(*notes, *traced.spec.left_alone))
     return replace(traced, spec=with_work(spec, traced.starts, traced.tensors, traced.template, folder))
@@ -146,7 +161,6 @@ def _load_graph(folder: Path) -> fx.GraphModule:
     graph = fx.GraphModule(exported, exported.graph)
     spell_sizes(graph.graph)
     name_input_apart(graph.graph)
+    name_results(graph.graph, json.loads((folder / OUTPUTS_FILE).read_text()))
     graph.recompile()
-    for parameter in graph.parameters():
-        parameter.requires_grad_(True)
     return graph

@@ -124,7 +124,8 @@ class TraceCache:
 def digest_of(network: PlainForm, example: torch.Tensor) -> str:
     """SHA-256 of `network` as it is traced on `example`, (n, …), and of what traces it."""
     digest = hashlib.sha256()
-    for line in (*_versions(), *_state(network.module), *_code(network.module), f"{example.dtype} {example.shape[1:]}"):
+    signature = f"{example.dtype} {example.shape[1:]} {network.outputs}"
+    for line in (*_versions(), *_state(network.module), *_code(network.module), signature):
         digest.update(line.encode() + b"\n")
     names = {id(t): name for name, t in _stored(network.module)}
     for size in (2, 3):  # what depends on the size of the batch differs between the two

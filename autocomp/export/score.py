@@ -88,8 +88,9 @@ class Scorer(Closing):
 
 
 def layer_outputs(traced: Traced) -> dict[str, str]:
-    """Layer → name of the tensor in which its kernel leaves its result."""
-    return {k.layer: t for k, t in zip(traced.spec.kernels, traced.tensors, strict=True) if k.layer is not None}
+    """Layer → name of the tensor in which its kernel leaves its result; "" of one that is found by its own name."""
+    found = dict.fromkeys(traced.spec.layer_by_name, "")
+    return found | {k.layer: t for k, t in zip(traced.spec.kernels, traced.tensors, strict=True) if k.layer is not None}
 
 
 def runs_integers(operator: str) -> bool:

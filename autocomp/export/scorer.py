@@ -56,7 +56,9 @@ def open_session(model: str, *, stock: bool = False) -> tuple[Any, dict[str, str
         graph = onnx.load(optimized).graph
     found: dict[str, str] = {}
     # A layer may be called as a tensor of another operator: nodes come first.
-    names = [(node.name, node) for node in graph.node] + [(name, node) for node in graph.node for name in node.output]
+    names = [(node.name, node) for node in graph.node] + [
+        (name, node) for node in graph.node for name in node.output if name
+    ]
     for name, node in names:
         found.setdefault(re.sub(r"(_token_\d+|_nchwc)$", "", name), node.op_type)
     return session, found

@@ -26,7 +26,7 @@ from autocomp.export.functions import (
 )
 from autocomp.export.limits import limit_entry
 from autocomp.export.packing import PLANES, Packing, choose_packing, lacks_zero
-from autocomp.export.template import layer_consumers
+from autocomp.export.template import layer_consumers, weight_input
 from autocomp.export.writer import (
     BIAS,
     FIXED_ARGUMENTS,
@@ -68,7 +68,7 @@ class FileSizes:
             bias = self.traced.biases.get(layer)
             if bias is not None:
                 replace_input(template.graph, node, bias, writer.short_name(layer) + BIAS)
-            node.input[1] = writer.short_name(layer)
+            node.input[weight_input(node)] = writer.short_name(layer)
         kept = [i for i in template.graph.initializer if i.name not in replaced]
         del template.graph.initializer[:]
         template.graph.initializer.extend(kept)

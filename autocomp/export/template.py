@@ -8,6 +8,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from autocomp.compress.trace import Traced
 from autocomp.compress.tracing.operators import is_flatten
+from autocomp.compress.tracing.recurrent import recurrent_readers
 from autocomp.compress.tracing.reshapes import onnx_sizes
 
 PRODUCER = "autocomp"
@@ -28,7 +29,9 @@ def float_template(traced: Traced) -> ModelProto:
         del value.metadata_props[:]
         value.doc_string = ""
     for value in (*graph.input, *graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        axes = value.type.tensor_type.shape.dim
+        if len(axes) and not axes[0].HasField("dim_value"):  # a further output may be the same for all examples
+            axes[0].dim_param = "batch"
     _spell_pooling(graph, {n.name for n in traced.graph.graph.nodes if n.op == "call_function" and is_flatten(n)})
     _spell_reshapes(graph, traced)
     _drop_unused(graph)
@@ -37,18 +40,42 @@ def float_template(traced: Traced) -> ModelProto:
 
 
 def _name_nodes(graph: GraphProto, consumers: dict[str, NodeProto]) -> None:
-    """A layer's node is called by the layer, the others n0, n1, … where no layer is called so."""
+    """A layer's node is called by the layer, the others n0, n1, … where no layer is called so.
+
+    A recurrent operator has two layers: it is called by the one, its first result by the other.
+    """
     free = (name for name in (f"n{i}" for i in itertools.count()) if name not in consumers)
     for node in graph.node:
         node.name = next(free)
+    readers = recurrent_readers(graph)
+    renamed: dict[str, str] = {}
     for layer, node in consumers.items():
-        node.name = layer
+        operator, position = readers.get(node.output[0], (node, 1))
+        result = next(i for i, name in enumerate(operator.output) if name)
+        if position == 1:
+            operator.name = layer
+        else:
+            renamed[operator.output[result]] = layer
+            operator.output[result] = layer
+    for node in graph.node if renamed else ():
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
 
 
 def layer_consumers(traced: Traced, graph: GraphProto) -> dict[str, NodeProto]:
-    """Layer name → the Conv, Gemm or MatMul node that reads its weight."""
+    """Layer name → the node that reads its weight, as the input that `weight_input` says."""
     layer_of = {path: layer for layer, path in traced.weights.items()}
-    return {layer_of[n.input[1]]: n for n in graph.node if len(n.input) > 1 and n.input[1] in layer_of}
+    return {
+        layer_of[n.input[weight_input(n)]]: n
+        for n in graph.node
+        if len(n.input) > weight_input(n) and n.input[weight_input(n)] in layer_of
+    }
+
+
+def weight_input(node: NodeProto) -> int:
+    """Position of the weights among a layer's inputs: a table is what Gather reads first, a recurrent operator's matrix
+    is all that an Unsqueeze reads."""
+    return 0 if node.op_type in ("Gather", "Unsqueeze") else 1
 
 
 def _spell_pooling(graph: GraphProto, flattens: set[str]) -> None:
@@ -92,7 +119,7 @@ def resized(graph: GraphProto, traced: Traced) -> dict[str, NodeProto]:
 
 
 def _drop_unused(graph: GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     kept = [i for i in graph.initializer if i.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)

@@ -1,7 +1,9 @@
 """From a compressed network to an ONNX file that stock ONNX Runtime executes with integer kernels."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ from autocomp.compress.network import CompressedNetwork, LayerWeights
 from autocomp.compress.quantize import Grid, TensorRange
 from autocomp.compress.stored import BIAS_STEP
 from autocomp.compress.trace import Traced
+from autocomp.compress.tracing.recurrent import CELLS
 from autocomp.export.functions import (
     DOMAIN,
     bias_function,
@@ -23,7 +26,7 @@ from autocomp.export.functions import (
 from autocomp.export.integers import pad_codes
 from autocomp.export.limits import limit_entry, may_saturate
 from autocomp.export.packing import Packing, choose_packing, pack_codes, pack_plane, padded
-from autocomp.export.template import float_template, layer_consumers, resized
+from autocomp.export.template import float_template, layer_consumers, resized, weight_input
 from autocomp.network import NETWORK_INPUT
 from autocomp.whole_file import write_whole
 
@@ -41,6 +44,9 @@ class OnnxWriter:
         self.template = float_template(traced)
         consumers = layer_consumers(traced, self.template.graph)
         self._short_names = {layer.name: f"w{i}" for i, layer in enumerate(traced.spec.layers)}
+        nodes = {node.name: node for node in traced.graph.graph.nodes}
+        cells = {layer: CELLS.get(nodes[name].target) for layer, name in traced.layer_nodes.items()}
+        self._cells = {layer: cell for layer, cell in cells.items() if cell is not None}
         self._missing = [layer.name for layer in traced.spec.layers if layer.name not in consumers]
         if self._missing:
             raise AssertionError(f"layers without a node in the ONNX graph: {self._missing}")
@@ -53,7 +59,7 @@ class OnnxWriter:
         """Names of the template's tensors that a layer's own take the place of."""
         graph = self.template.graph
         consumers = layer_consumers(self.traced, graph).values()
-        return [*(n.input[1] for n in consumers), *self.traced.biases.values()]
+        return [*(n.input[weight_input(n)] for n in consumers), *self.traced.biases.values()]
 
     def build(self, network: CompressedNetwork) -> ModelProto:
         model = ModelProto()
@@ -67,12 +73,12 @@ class OnnxWriter:
         del graph.initializer[:]
         graph.initializer.extend(kept)
         for layer, node in consumers.items():
-            weights = network.layers[layer]
+            weights = self._in_order(layer, network.layers[layer])
             transposed = node.op_type == "MatMul"
             short = self.short_name(layer)
             input_scale = _scale_name(source_of[layer]) if weights.integer else ""
             old_bias = self.traced.biases.get(layer)
-            node.input[1] = parts.weight(short, weights, transposed)
+            node.input[weight_input(node)] = parts.weight(short, weights, transposed)
             if old_bias is not None and weights.bias is not None:
                 new_bias = parts.bias(short, weights, input_scale)
                 replace_input(graph, node, old_bias, new_bias)
@@ -90,6 +96,20 @@ class OnnxWriter:
         if not self.unsigned_weights and any(may_saturate(layer) for layer in network.layers.values()):
             model.metadata_props.append(limit_entry())
         return model
+
+    def _in_order(self, layer: str, weights: LayerWeights) -> LayerWeights:
+        """The weights of a layer with their rows as its operator has them."""
+        cell = self._cells.get(layer)
+        if cell is None or len(cell.gates) == 1:
+            return weights
+
+        def ordered(rows: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if rows is None else cell.in_order(rows)
+
+        return replace(
+            weights, weight=cell.in_order(weights.weight), levels=ordered(weights.levels),
+            ratios=ordered(weights.ratios), mask=ordered(weights.mask),
+        )  # fmt: skip
 
     def _resize(self, graph: GraphProto, network: CompressedNetwork) -> None:
         """Tell reshapes how many channels are left."""
@@ -128,8 +148,9 @@ class OnnxWriter:
             if not consumers and name not in outputs:
                 continue
             pooled = is_float and index != NETWORK_INPUT and kernels[index].op == "max_pool"
-            parts.quantize(index, name, network.ranges[index], is_output=name in outputs, pooled=pooled)
-            if name in outputs:
+            is_output = name in outputs and not is_float  # else only its integer readers see it quantized
+            parts.quantize(index, name, network.ranges[index], is_output=is_output, pooled=pooled)
+            if is_output:
                 # The graph output keeps its name: what produced it now writes to another one.
                 nodes_by_output[name].output[0] = f"{name}_raw"
                 parts.dequantize(index, name)

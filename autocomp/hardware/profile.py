@@ -20,8 +20,8 @@ from autocomp.hardware.ethos_u.accelerator import Accelerator
 from autocomp.hardware.runtime_version import installed_version, release, same_release
 from autocomp.hardware.table import LatencyTable
 from autocomp.kernel import Precision
-from autocomp.network import LayerSpec, NetworkSpec
-from autocomp.policy import CLUSTERS, WEIGHT_BITS, Activation, LayerPolicy, Pattern, Policy
+from autocomp.network import WEIGHT_ONLY, LayerSpec, NetworkSpec, activation_fault
+from autocomp.policy import CLUSTERS, FLOAT, WEIGHT_BITS, Activation, LayerPolicy, Pattern, Policy
 from autocomp.reading import parse_yaml, read_text, shortened
 from autocomp.resources import data_folder, data_names
 
@@ -46,7 +46,7 @@ def _readable(value: str) -> str:
 
 Line = Annotated[str, Field(max_length=_MOST_TEXT), AfterValidator(_readable)]
 Text = Annotated[Line, Field(min_length=1)]
-Operator = Literal["conv", "depthwise", "linear"]
+Operator = Literal["conv", "depthwise", "linear", "embedding", "recurrent"]
 
 
 class _Strict(pydantic.BaseModel):
@@ -132,7 +132,7 @@ def operator_of(layer: LayerSpec) -> str:
     """The operator under which a profile files the layer."""
     if layer.depthwise:
         return "depthwise"
-    return "linear" if layer.op == "linear" else "conv"
+    return layer.op if layer.op in ("linear", *WEIGHT_ONLY) else "conv"
 
 
 class HardwareProfile(_Strict):
@@ -274,8 +274,10 @@ class HardwareProfile(_Strict):
 
     def veto(self, layer: LayerSpec, decision: LayerPolicy) -> str | None:
         """Why the device cannot execute `layer` under `decision`; None if it can. Fits `autocomp.space.Veto`."""
+        if layer.op in WEIGHT_ONLY and decision == FLOAT and not self.integer_only:
+            return None  # what runs in float is up to the runtime
         if self.capability(layer, decision) is None:
-            return self._missing(layer, decision)
+            return activation_fault(layer, decision) or self._missing(layer, decision)
         for name in self.constraints:
             if not CONSTRAINTS[name](layer, decision):
                 return reason(CONSTRAINTS[name])

@@ -27,7 +27,8 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Task:
     """A network and how it is judged. Everything but the network and one split has a default.
 
-    network: any torch.nn.Module that returns one tensor; trained already.
+    network: any torch.nn.Module; trained already. output: name (of a dict or data class) or number of the tensor that
+    is scored, where it returns several; by default "logits" or the like, or the first.
     validation: what candidates are scored on; taken from `train` where it is None (30 % of it).
     train: what finetuning sees (labels are optional: it distils from the float network). Calibration uses it too;
     where it is None, half of the validation split serves instead, and the search scores on the other half.
@@ -56,6 +57,7 @@ class Task:
     space_name: str = "default"
     labels: str | None = None
     maximize: bool | None = None
+    output: str | int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.network, nn.Module):
@@ -109,6 +111,8 @@ class Task:
                 raise UserError(f"Task.{name} is the class {function.__name__}: give an instance of it")
         if self.maximize is not None and self.metric is None:
             raise UserError("Task.maximize says which way Task.metric is better: give the metric too")
+        if self.output is not None and (not isinstance(self.output, str | int) or isinstance(self.output, bool)):
+            raise UserError(f"Task.output: expected the name or number of one of the outputs, got {self.output!r}")
         check_said(self.labels)
         self.batch_size = int(self.batch_size)
 

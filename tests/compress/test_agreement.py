@@ -128,7 +128,7 @@ def test_answers_of_a_network_that_keeps_to_its_examples(between):
     batches = answered(network, x).batches
     assert [len(inputs) for inputs, _ in batches] == [5, 1, 1]
     assert not torch.equal(batches[1][0], batches[2][0])
-    for inputs, output in batches:
+    for inputs, (output,) in batches:
         with torch.no_grad():
             torch.testing.assert_close(network(inputs.clone()), output)
 

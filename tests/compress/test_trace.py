@@ -52,6 +52,7 @@ def test_every_weight_of_a_layer_is_found_once(kind):
         name = layer.name if layer.name in shapes else f"{layer.name}.weight"
         assert layer.weight_shape == shapes[name]
     found = sum(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) for module in network.modules())
+    found += 2 * sum(isinstance(module, nn.RNNBase) for module in network.modules())  # on the input and on the state
     expected = {networks.Shared: found - 1, networks.Transformer: found + 1}  # the attention's own input projection
     assert len(spec.layers) == expected.get(kind, found)
 
@@ -191,9 +192,9 @@ def test_images_may_be_stored_channels_last(kind):
             torch.testing.assert_close(y, traced(kind).graph(x), atol=1e-4, rtol=1e-4)
 
 
-class ReturnsTuple(nn.Module):
+class ReturnsNumbers(nn.Module):
     def forward(self, x):
-        return x.mean((2, 3)), x
+        return 1, {"size": x.shape[2]}
 
 
 class Fails(nn.Module):
@@ -227,7 +228,7 @@ class MixesBatch(nn.Module):
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
-        (ReturnsTuple(), "expected the network to return one tensor, got a tuple of 2"),
+        (ReturnsNumbers(), "expected the network to return a tensor, or a dict, tuple or data class of tensors"),
         (Fails(), r"fails on its example input of shape \(4, 3, 16, 16\)"),
         (FixedBatch(), "fixed batch size"),
         (Branches(), "control flow"),

@@ -316,6 +316,166 @@ def averages_over_cut_windows() -> Made:
     return images(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), average, nn.Conv2d(16, 16, 1)))
 
 
+# ---- signatures ------------------------------------------------------------------------------------------------------
+
+
+@passes
+def a_dict_of_outputs() -> Made:
+    def forward(self: nn.Module, x: Tensor) -> object:
+        y = torch.relu(self.a(x))
+        return {"aux": self.c(y), "logits": self.b(y)}
+
+    return settled(Function(forward, a=nn.Linear(8, 16), b=nn.Linear(16, 3), c=nn.Linear(16, 2))), batch(8)
+
+
+@passes
+def a_tuple_whose_second_output_other_layers_read() -> Made:
+    def forward(self: nn.Module, x: Tensor) -> object:
+        y = torch.relu(self.c1(x))
+        z = torch.relu(self.c2(y))
+        return self.head(z.mean((2, 3))), y, {"deep": z, "none": None}
+
+    network = Function(forward, c1=nn.Conv2d(3, 8, 3, padding=1), c2=nn.Conv2d(8, 8, 3), head=nn.Linear(8, 5))
+    return settled(network), batch(3, 12, 12)
+
+
+def ids(*shape: int, n: int = 24, below: int = 50) -> Tensor:
+    return torch.randint(0, below, (n, *shape), generator=torch.Generator().manual_seed(7))
+
+
+@passes
+def token_ids() -> Made:
+    network = Function(lambda self, x: self.head(torch.relu(self.hidden(self.embedding(x).mean(1)))),
+                       embedding=nn.Embedding(50, 32), hidden=nn.Linear(32, 32), head=nn.Linear(32, 4))  # fmt: skip
+    return settled(network), ids(12)
+
+
+@passes
+def token_ids_in_32_bits_with_positions_and_padding() -> Made:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        y = self.words(x) + self.places(torch.arange(x.shape[1]))
+        return self.head((torch.relu(self.a(self.norm(y))) * (x != 0)[..., None]).sum(1))
+
+    network = Function(forward, words=nn.Embedding(50, 16, padding_idx=0), places=nn.Embedding(20, 16),
+                       norm=nn.LayerNorm(16), a=nn.Linear(16, 16), head=nn.Linear(16, 4))  # fmt: skip
+    return settled(network), ids(12).int()
+
+
+@passes
+def one_id_an_example() -> Made:
+    return settled(nn.Sequential(nn.Embedding(50, 8), nn.Flatten(), nn.Linear(8, 4))), ids(1)
+
+
+@passes
+def an_embedding_tied_to_the_head() -> Made:
+    network = Function(lambda self, x: functional.linear(torch.relu(self.a(self.e(x).mean(1))), self.e.weight),
+                       e=nn.Embedding(50, 8), a=nn.Linear(8, 8))  # fmt: skip
+    return settled(network), ids(12)
+
+
+@passes
+def columns_of_a_table_that_are_categories() -> Made:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        parts = [self.e0(x[:, 0]), self.e1(x[:, 1].clamp(max=9)), x[:, 2:].float() / 50]
+        return self.head(torch.relu(self.a(torch.cat(parts, 1))))
+
+    network = Function(forward, e0=nn.Embedding(50, 8), e1=nn.Embedding(10, 4), a=nn.Linear(16, 16),
+                       head=nn.Linear(16, 4))  # fmt: skip
+    return settled(network), ids(6)
+
+
+@passes
+def convolutions_over_embedded_tokens() -> Made:
+    network = Function(lambda self, x: self.head(torch.relu(self.c(self.e(x).transpose(1, 2))).amax(2)),
+                       e=nn.Embedding(50, 16), c=nn.Conv1d(16, 16, 3), head=nn.Linear(16, 4))  # fmt: skip
+    return settled(network), ids(12)
+
+
+@passes
+def a_mask_of_booleans() -> Made:
+    network = Function(lambda self, x: self.head(torch.relu(self.a(x.float()))), a=nn.Linear(12, 16),
+                       head=nn.Linear(16, 4))  # fmt: skip
+    return settled(network), ids(12) > 25
+
+
+def over_steps(kind: type[nn.RNNBase], *, last: bool = False, **options: object) -> Made:
+    """A recurrent layer over 9 steps; last: its last state is read, and not its results."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        results, state = self.cell(x if self.cell.batch_first else x.transpose(0, 1))
+        state = state[0] if isinstance(state, tuple) else state
+        ends = results[:, -1] if self.cell.batch_first else results[-1]
+        return self.head(torch.cat([*state[-directions:]], 1) if last else ends)
+
+    directions = 2 if options.get("bidirectional") else 1
+    cell = kind(8, 16, **options)  # type: ignore[arg-type]
+    return settled(Function(forward, cell=cell, head=nn.Linear(16 * directions, 4))), batch(9, 8)
+
+
+@passes
+def a_vanilla_rnn() -> Made:
+    return over_steps(nn.RNN, batch_first=True)
+
+
+@passes
+def two_layers_of_rnn_without_biases() -> Made:
+    return over_steps(nn.RNN, nonlinearity="relu", num_layers=2, bias=False)
+
+
+@passes
+def an_rnn_in_both_directions() -> Made:
+    return over_steps(nn.RNN, bidirectional=True, num_layers=2, last=True)
+
+
+@passes
+def an_lstm_in_both_directions() -> Made:
+    return over_steps(nn.LSTM, bidirectional=True, batch_first=True, last=True)
+
+
+@passes
+def a_gru() -> Made:
+    return over_steps(nn.GRU, batch_first=True, num_layers=2)
+
+
+@passes
+def an_lstm_that_is_called_twice() -> Made:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return self.head(self.cell(torch.relu(self.a(self.cell(x)[0])))[0].mean(1))
+
+    cell = nn.LSTM(8, 16, batch_first=True)
+    return settled(Function(forward, cell=cell, a=nn.Linear(16, 8), head=nn.Linear(16, 4))), batch(9, 8)
+
+
+@passes
+def a_gru_of_one_step_at_a_time() -> Made:
+    """nn.GRUCell is linear layers, which every step shares."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        state = x.new_zeros(x.shape[0], 16)
+        for step in range(x.shape[1]):
+            state = self.cell(x[:, step], state)
+        return self.head(state)
+
+    return settled(Function(forward, cell=nn.GRUCell(8, 16), head=nn.Linear(16, 4))), batch(4, 8)
+
+
+@refused("projections")
+def an_lstm_with_projections() -> Made:
+    network = Function(lambda self, x: self.head(self.cell(x)[0][:, -1]), cell=nn.LSTM(8, 16, proj_size=4,
+                       batch_first=True), head=nn.Linear(4, 4))  # fmt: skip
+    return settled(network), batch(9, 8)
+
+
+@refused("use nn.Embedding with the same weights")
+def a_bag_of_embeddings() -> Made:
+    return settled(nn.Sequential(nn.EmbeddingBag(50, 8), nn.Linear(8, 4))), ids(12)
+
+
+@refused("a tensor, or a dict, tuple or data class of tensors")
+def no_tensor_returned() -> Made:
+    return settled(Function(lambda self, x: {"mean": 1.0, "x": None}, a=nn.Linear(8, 4))), batch(8)
+
+
 @pytest.mark.parametrize("name", PASSES)
 def test_all_forms_of_a_network_agree(name, tmp_path):
     network, inputs = PASSES[name]()
@@ -323,6 +483,13 @@ def test_all_forms_of_a_network_agree(name, tmp_path):
     for seed in range(2):
         differ += differences(network, inputs, np.random.default_rng(seed), tmp_path)
     assert differ == []
+
+
+def test_a_table_that_the_head_reads_too_is_left_float_and_said():
+    network, inputs = an_embedding_tied_to_the_head()
+    left = trace(network, inputs[:2], "tied").spec.left_alone
+    reasons = {each.name: each.reason for each in left if each.what == "quantize"}
+    assert reasons["e"] == "its weight is shared by several calls" and "embedding" not in reasons
 
 
 @pytest.mark.parametrize("name", REFUSED)

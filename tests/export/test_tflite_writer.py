@@ -243,7 +243,6 @@ def frozen(kind: type[nn.Module], *decisions: LayerPolicy, integer_only: bool = 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (networks.ConvolutionThenRecurrent, "transpose: int8 TFLite cannot express the operator transpose"),
         (networks.Shuffled, "split: int8 TFLite cannot express the operator split"),
         (networks.Shared, r"again: int8 TFLite cannot express a layer .* \(its weight is shared by several calls\)"),
     ],
@@ -252,6 +251,11 @@ def test_what_int8_tflite_cannot_express_is_named(kind, message):
     source, network = frozen(kind, INT8)
     with pytest.raises(UserError, match=message):
         TfliteWriter(source).build(network)
+
+
+def test_recurrent_layers_have_no_integer_form():
+    with pytest.raises(UserError, match=r"layer 'lstm.weight_ih_l0' cannot be w8a8: no runtime has an integer kernel"):
+        frozen(networks.ConvolutionThenRecurrent, INT8)
 
 
 def test_a_layer_in_float_is_named():

@@ -16,7 +16,7 @@ from autocomp.export.score import Scorer, layer_outputs, precision_faults
 from autocomp.export.size import FileSizes
 from autocomp.export.writer import OnnxWriter
 from autocomp.hardware.cost import CostModel
-from autocomp.network import pattern_fault
+from autocomp.network import WEIGHT_ONLY, pattern_fault
 from autocomp.policy import FLOAT, INT8, LayerPolicy, Policy, Sparsity, Zeros, clustered
 from autocomp.space import SearchSpace, SpaceOptions
 from autocomp.tasks.mobilenet import MobileNetV2
@@ -36,19 +36,30 @@ def layers(source: Traced) -> list[str]:
     return [layer.name for layer in source.spec.layers]
 
 
+def fitting(source: Traced, name: str, decision: LayerPolicy) -> LayerPolicy:
+    """A decision for a layer: of one that no runtime computes on integers, the bits of its weights and the zeros."""
+    if source.spec.layer_by_name[name].op not in WEIGHT_ONLY or decision.activation == "float":
+        return decision
+    return LayerPolicy(decision.weight_bits, "float").with_zeros(decision.zeros)
+
+
 def everywhere(source: Traced, decision: LayerPolicy, channels: dict[str, int] | None = None) -> Policy:
-    return Policy(dict.fromkeys(layers(source), decision), channels or {})
+    return Policy({name: fitting(source, name, decision) for name in layers(source)}, channels or {})
 
 
 def taking_turns(source: Traced, *decisions: LayerPolicy) -> Policy:
-    return Policy({name: decisions[i % len(decisions)] for i, name in enumerate(layers(source))})
+    return Policy({n: fitting(source, n, decisions[i % len(decisions)]) for i, n in enumerate(layers(source))})
 
 
 def with_zeros(source: Traced, decision: LayerPolicy, zeros: Sparsity, otherwise: Zeros = 0.0) -> Policy:
     """Zeros in a pattern in the layers that have the shape for it."""
     return Policy(
         {
-            layer.name: decision.with_zeros(zeros if pattern_fault(layer, zeros.pattern) is None else otherwise)
+            layer.name: fitting(
+                source,
+                layer.name,
+                decision.with_zeros(zeros if pattern_fault(layer, zeros.pattern) is None else otherwise),
+            )
             for layer in source.spec.layers
         }
     )

@@ -6,9 +6,9 @@ import torch
 from torch import fx
 
 from autocomp.compress.normalize import permutation
-from autocomp.compress.parameters import LAYERS, argument, aten, get_parameter
+from autocomp.compress.parameters import EMBEDDINGS, LAYERS, argument, aten, get_parameter
 from autocomp.compress.tracing.coupling import Axis, Coupling
-from autocomp.compress.tracing.layers import Call, layer_calls
+from autocomp.compress.tracing.layers import Call, layer_calls, weight_only_calls
 from autocomp.compress.tracing.operators import (
     BINARY,
     ELEMENTWISE,
@@ -38,6 +38,8 @@ class Analysis:
         self.coupling = Coupling()
         self.axes: dict[fx.Node, Axis | None] = {}
         self.layers: dict[fx.Node, Call] = {}
+        #: Layers of which only the weights are compressed; a node may make several.
+        self.weight_only: list[Call] = []
         self.left_alone: list[LeftAlone] = []
         self.in_axes: dict[fx.Node, Axis | None] = {}
         #: Reshapes that pruning follows → axis of their result that holds the channels.
@@ -53,6 +55,13 @@ class Analysis:
                 self.layers[call.node] = call
             else:
                 self.left_alone.append(LeftAlone(call.name, "quantize", f"its {missing} has no name in the ONNX graph"))
+        calls, left = weight_only_calls(self.graph.graph)
+        self.left_alone += left
+        for call in calls:
+            if call.weight in self.stored:
+                self.weight_only.append(call)
+            else:
+                self.left_alone.append(LeftAlone(call.name, "quantize", "its weight has no name in the ONNX graph"))
         for node in self.graph.graph.nodes:
             if is_tensor(node) or node.op == "output":
                 self.axes[node] = self._axis(node)
@@ -71,6 +80,8 @@ class Analysis:
     def _axis(self, node: fx.Node) -> Axis | None:
         if node.op == "placeholder":
             shape = shape_of(node)
+            if not node.meta["val"].is_floating_point():
+                return None  # ids have no channels
             dim = 1 if len(shape) > 1 else 0
             return Axis(dim, ((self.coupling.new(shape[dim], reason="the network's input"), shape[dim]),))
         if node.op == "output":
@@ -80,6 +91,8 @@ class Analysis:
         sources = [source for source in node.all_input_nodes if is_tensor(source)]
         if node.target in LAYERS:
             return self._layer(node)
+        if node.target in EMBEDDINGS:
+            return self._embedding(node)
         if node.target in ELEMENTWISE or (node.target in BINARY and len(sources) == 1 and not reads_stored(node)):
             return self.axes.get(sources[0]) if sources else None
         if node.target in BINARY and len(sources) == 2 and not reads_stored(node):
@@ -142,6 +155,13 @@ class Analysis:
             self.coupling.freeze(axis, reason)
             return Axis(dim, ((self.coupling.new(out_channels, name, reason), out_channels),))
         return Axis(dim, ((self.coupling.new(out_channels, name), out_channels),))
+
+    def _embedding(self, node: fx.Node) -> Axis:
+        """Its features lie along the last axis. They are the columns of its table, of which none is dropped."""
+        name = next((call.name for call in self.weight_only if call.node is node), None)
+        features = shape_of(node)[-1]
+        reason = "made by an embedding, whose features are not pruned"
+        return Axis(len(shape_of(node)) - 1, ((self.coupling.new(features, name, reason), features),))
 
     def _weight(self, node: fx.Node) -> torch.Tensor:
         return get_parameter(self.graph, str(node.args[1].target))  # type: ignore[union-attr]

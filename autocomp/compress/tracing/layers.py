@@ -1,11 +1,15 @@
-"""Which calls of a graph are layers: those whose weight is a stored tensor that nothing else reads."""
+"""Which calls of a graph are layers: those whose weight is a stored tensor that nothing else reads.
+
+Of some only the weights are compressed (`network.WEIGHT_ONLY`): they are listed apart.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from autocomp.compress.parameters import LAYERS, argument, bias_path, is_stored, weight_path
+from autocomp.compress.parameters import EMBEDDINGS, LAYERS, argument, bias_path, is_stored, weight_path
+from autocomp.compress.tracing.recurrent import CELLS, weights_of
 from autocomp.network import LeftAlone
 
 
@@ -16,15 +20,13 @@ class Call:
     node: fx.Node
     name: str
     weight: str
-    bias: str | None
+    bias: str | None = None
+    kind: str = ""  # of a layer whose weights alone are compressed
 
 
 def layer_calls(graph: fx.Graph) -> tuple[list[Call], list[LeftAlone]]:
     """The layers of a graph in execution order, and the convolutions and linear layers that are none, with reasons."""
-    readers: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            readers[str(node.target)] = readers.get(str(node.target), 0) + len(node.users)
+    readers = _readers(graph)
     data = _data(graph)
     calls: list[Call] = []
     left: dict[str, LeftAlone] = {}
@@ -40,6 +42,51 @@ def layer_calls(graph: fx.Graph) -> tuple[list[Call], list[LeftAlone]]:
             assert path is not None
             calls.append(Call(node, name, path, bias))
     return calls, list(left.values())
+
+
+def weight_only_calls(graph: fx.Graph) -> tuple[list[Call], list[LeftAlone]]:
+    """The layers of which only the weights are compressed, in execution order, and those that are left, with reasons.
+
+    Everything else reads a table of an embedding as a whole, so that one that is shared stays as it is.
+    """
+    readers = _readers(graph)
+    data = _data(graph)
+    calls: list[Call] = []
+    left: dict[str, LeftAlone] = {}
+    for node in graph.nodes:
+        if node.target in EMBEDDINGS:
+            kind, weights, source = "embedding", [node.args[0]], node.args[1]
+        elif node.target in CELLS:
+            kind, weights, source = "recurrent", weights_of(node), node.args[0]
+            if not weights:
+                left[node.name] = LeftAlone(node.name, "quantize", "it has projections (proj_size)")
+        else:
+            continue
+        for weight in weights:
+            path = str(weight.target) if is_stored(weight) else None
+            name = path.removesuffix(".weight") if path is not None else node.name
+            reason = ""
+            if path is None:
+                reason = "its weight is computed from the input"
+            elif readers[path] > 1:
+                reason = "its weight is shared by several calls"
+            elif source not in data:
+                reason = "what it reads does not depend on the input"
+            if reason:
+                left[name] = LeftAlone(name, "quantize", reason)
+            else:
+                assert path is not None
+                calls.append(Call(node, name, path, kind=kind))
+    return calls, list(left.values())
+
+
+def _readers(graph: fx.Graph) -> dict[str, int]:
+    """How often each stored tensor is read."""
+    readers: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            readers[str(node.target)] = readers.get(str(node.target), 0) + len(node.users)
+    return readers
 
 
 def _data(graph: fx.Graph) -> set[fx.Node]:

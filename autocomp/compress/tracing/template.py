@@ -1,7 +1,7 @@
 """The float ONNX model of a traced network, whose tensors have the names that they have in the fx graph."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import fx
 
 from autocomp.compress.parameters import get_parameter
-from autocomp.compress.tracing.layers import layer_calls
+from autocomp.compress.tracing.layers import layer_calls, weight_only_calls
 
 Values = dict[str, torch.Tensor]
 
@@ -24,7 +24,7 @@ def told_apart(graph: fx.GraphModule) -> Iterator[tuple[Values, Values]]:
     The exporter merges tensors of the same bytes, and with them layers that read the same input, drops biases of
     zeros, and stores weights transposed under other names: what is marked can be neither merged, dropped nor lost.
     """
-    calls, _ = layer_calls(graph.graph)
+    calls = [call for found in (layer_calls, weight_only_calls) for call in found(graph.graph)[0]]
     paths = [path for call in calls for path in (call.weight, call.bias) if path is not None]
     true = {path: get_parameter(graph, path).detach().clone() for path in paths}
     marks = {
@@ -58,6 +58,8 @@ def settle_weights(template: onnx.ModelProto, true: Values, marks: Values) -> li
         path = by_mark.get(int(value.flat[0])) if value.size and np.isfinite(value.flat[0]) else None
         if path is None:
             continue
+        if value.ndim == marks[path].ndim + 1 and value.shape[0] == 1:
+            value = value[0]  # a recurrent operator's axis of directions
         turned = _turned(value, marks[path].numpy().astype(np.float32))
         if turned is None:
             continue
@@ -99,6 +101,27 @@ def name_parts(template: onnx.ModelProto, graph: fx.Graph) -> None:
         for values in (node.input, node.output):
             for position, name in enumerate(values):
                 values[position] = names.get(name, name)
+
+
+def name_outputs(template: onnx.ModelProto, graph: fx.Graph, outputs: Sequence[str]) -> None:
+    """Give the outputs the names of the fx nodes that make them; of those that share a node, the user's own."""
+    (returned,) = [node for node in graph.nodes if node.op == "output"]
+    results = returned.args[0]
+    nodes = list(results) if isinstance(results, tuple | list) else [results]
+    names: dict[str, str] = {}
+    for value, node, name in zip(template.graph.output, nodes, outputs, strict=False):
+        made = isinstance(node, fx.Node) and node.op == "call_function" and node.name not in names.values()
+        names[value.name] = node.name if made else name
+    values = {name for node in template.graph.node for name in node.output}
+    values |= {stored.name for stored in template.graph.initializer}
+    # What the exporter itself called so makes room.
+    names |= {name: f"{name}_inner" for name in values & set(names.values()) - set(names)}
+    for value in (*template.graph.output, *template.graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in template.graph.node:
+        for side in (node.input, node.output):
+            for position, name in enumerate(side):
+                side[position] = names.get(name, name)
 
 
 def name_input(template: onnx.ModelProto, graph: fx.Graph) -> None:

@@ -7,11 +7,12 @@ import onnx
 from torch import fx
 
 from autocomp.compress.integer_kernels import reason_for_float
-from autocomp.compress.parameters import aten, get_parameter
+from autocomp.compress.parameters import EMBEDDINGS, aten, get_parameter
 from autocomp.compress.tracing.channels import Analysis
 from autocomp.compress.tracing.coupling import Axis
 from autocomp.compress.tracing.kernels import fused_kernels
 from autocomp.compress.tracing.operators import elements_of, groups_of, shape_of
+from autocomp.compress.tracing.recurrent import steps_of
 from autocomp.errors import UserError
 from autocomp.network import LAYER_OPS, ChannelGroup, Channels, LayerSpec, LeftAlone, NetworkSpec
 
@@ -82,6 +83,11 @@ def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
                 positions, group_count, depthwise, call.bias is not None,
             )
         )  # fmt: skip
+    for call in analysis.weight_only:
+        shape = tuple(get_parameter(graph, call.weight).shape)
+        positions = steps_of(call.node) if call.kind == "recurrent" else 0
+        rows, columns = (Channels(((None, size),)) for size in shape)
+        layers.append(LayerSpec(call.name, call.kind, shape, columns, rows, positions, bias=False))
     left_alone += [LeftAlone(g.name, "prune", g.reason) for g in groups if g.reason]
     kernels, starts, tensors = fused_kernels(graph, values, analysis, channels)
     makers = {name: node for node in model.node for name in node.output}
@@ -90,7 +96,12 @@ def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
     left_alone += [
         LeftAlone(k.name, "quantize", reason_for_float(by_name[start], makers, stored))
         for k, start in zip(kernels, starts, strict=True)
-        if k.layer is None and not k.int8 and not k.free and k.op not in LAYER_OPS  # those are listed already
+        if k.layer is None
+        and not k.int8
+        and not k.free
+        and k.op not in LAYER_OPS  # those are listed already
+        and by_name[start].target not in EMBEDDINGS
+        and by_name[start].meta["val"].is_floating_point()  # ids and masks
     ]
     spec = NetworkSpec(
         name,
@@ -100,7 +111,7 @@ def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
         tuple(kernels),
         tuple(dict.fromkeys(left_alone)),
     )
-    calls = analysis.layers.values()
+    calls = [*analysis.layers.values(), *analysis.weight_only]
     resized = {
         node.name: (axis.dim, counted)
         for node, axis in analysis.reshapes.items()
