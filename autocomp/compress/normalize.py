@@ -100,20 +100,16 @@ def _spell_divisor(graph: fx.GraphModule, node: fx.Node) -> None:
     The exporter drops the divisor. Where ceil_mode cuts windows at the edge, no average divides them by their whole
     size: that is left as it is, and refused where torch and the file are held together.
     """
-    x, window, stride, padding, ceil_mode, _, divisor = (
-        argument(node, i, name, default)
-        for i, (name, default) in enumerate(
-            (("input", None), ("kernel_size", None), ("stride", []), ("padding", 0), ("ceil_mode", False),
-             ("count_include_pad", True), ("divisor_override", None))
-        )
-    )  # fmt: skip
-    if ceil_mode:
+    if argument(node, 4, "ceil_mode", False):
         return
+    x, window = node.args[:2]
+    stride, padding = argument(node, 2, "stride", []), argument(node, 3, "padding", 0)
+    divisor = float(argument(node, 6, "divisor_override", None))  # type: ignore[arg-type]
     height, width = pair(window)
     with graph.graph.inserting_before(node):
         average = graph.graph.call_function(aten.avg_pool2d.default, (x, window, stride, padding, False, True))
     average.meta = dict(node.meta)
-    _replace(graph, node, aten.mul.Tensor, (average, height * width / float(divisor)))  # type: ignore[arg-type]
+    _replace(graph, node, aten.mul.Tensor, (average, height * width / divisor))
 
 
 def _spell_padding(graph: fx.GraphModule, node: fx.Node) -> None:
