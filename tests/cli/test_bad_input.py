@@ -42,7 +42,7 @@ def task():
     return Task(Net(), train=data(), name="tiny")
 
 def pair():
-    return Task(Pair(), train=data())
+    return Task(Pair(), train=data(), output=2)
 
 def wrong_example():
     return Task(Net(), train=torch.randn(40, 1, 5, 5))
@@ -103,7 +103,7 @@ def search(more: str) -> str:
         (search("--task nowhere.py:task"), "there is no file nowhere.py"),
         (search("--task mine.py:tusk"), "has no function 'tusk'"),
         (search("--task mine.py:raises"), "raised RuntimeError at mine.py:42: the data base is down"),
-        (search("--task mine.py:pair"), "expected the network to return one tensor, got a tuple of 2"),
+        (search("--task mine.py:pair"), "Task.output is 2, but the network returns 2 tensors"),
         (search("--task mine.py:wrong_example"), "fails on its example input of shape (2, 1, 5, 5)"),
         (search("--task mine.py:bad_metric"), "metric must lie in [0, 1], higher is better; it gave 7"),
         (search("--task mine.py:bad_loss"), "the task's loss fails on outputs (28, 4) float32 and labels (28,) int64"),
