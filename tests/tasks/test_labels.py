@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from autocomp.errors import UserError
 from autocomp.tasks.labels import Meaning, Split, meaning_of, without_labels
-from autocomp.tasks.metrics import DefaultLoss, Distillation, f1, guess, mean_iou, measure_of, relative_fit
+from autocomp.tasks.metrics import DefaultLoss, Distillation, deviations, f1, guess, mean_iou, measure_of, relative_fit
 
 N, K = 40, 4
 RNG = np.random.default_rng(0)
@@ -79,16 +79,16 @@ def test_outputs_that_answer_the_labels_are_perfect_and_what_trains_moves_toward
     split = Split("Task.train", np.asarray(labels))
     meaning = meant(shape, labels)
     encoded, targets = meaning.encode(split), torch.from_numpy(meaning.targets(split))
-    variance = float(np.var(split.labels)) if meaning.kind == "numbers" else 1.0
-    x = torch.from_numpy(outputs(*shape) * variance**0.5).requires_grad_()
-    loss = DefaultLoss(meaning, variance)
+    scale = deviations(split.labels) if meaning.kind == "numbers" else (1.0,)
+    x = torch.from_numpy(outputs(*shape) * max(scale)).requires_grad_()
+    loss = DefaultLoss(meaning, scale)
     measure = measure_of(meaning).measure
 
     def score() -> float:
         return measure(meaning.decode(x.detach().numpy()), encoded)
 
     before = score()
-    optimizer = torch.optim.Adam([x], 0.2 * variance**0.5)
+    optimizer = torch.optim.Adam([x], 0.2 * max(scale))
     for _ in range(150):
         optimizer.zero_grad()
         loss(x, targets).backward()
@@ -123,7 +123,8 @@ def test_a_label_that_is_no_class_is_named_with_its_item(shape, labels, expected
         ((K, 5, 6), PIXELS[:, :4], "do not fit"),
         ((1,), YES + 1, r"take the values 1, 2 only, .* give 0 and 1 .*labels == 2.*Task\(labels=\"numbers\"\)"),
         ((1, 5, 6), 255 * (PIXELS % 2), "take the values 0, 255 only"),
-        ((1, 5, 6), np.where(PIXELS == 3, 255, PIXELS % 2), "take the values 0, 1, 255 only"),
+        ((K,), SEVERAL - (CLASSES[:, None] == 0), "0, 1 only, .*-100 instead of -1 where an output is not judged"),
+        ((1,), np.where(CLASSES == 3, -100, YES), "0, 1 only, .*leave out what is not judged .-100."),
         ((7, 7), RNG.integers(0, 7, (N, 7)), "second or the last axis: give the task's metric and loss"),
     ],
 )
@@ -191,7 +192,7 @@ def test_metrics_against_scikit_learn():
 def test_relative_fit_worked_by_hand():
     targets = np.array([[180_000.0], [220_000.0]])
     assert relative_fit(targets, targets) == 1
-    assert relative_fit(np.full((2, 1), 200_000.0), targets) == 0.5  # the mean of the targets
+    assert relative_fit(np.full((2, 1), 200_000.0), targets) == pytest.approx(0.5)  # the mean of the targets
     assert relative_fit(targets + 40_000, targets) == pytest.approx(0.2)  # an error of twice the deviation
 
 
