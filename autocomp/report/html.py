@@ -58,6 +58,7 @@ def render(run: RunData) -> str:
     return template.render(
         run=run,
         settings=settings,
+        metric=figures.metric_of(settings),
         facts=_facts(settings),
         axes=CostAxis.of_run(run),
         rows=[

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, f1_score, r2_score
 from torch import nn
 from torch.nn import functional
 
@@ -49,6 +51,7 @@ def fit(loss, targets: torch.Tensor, outs: int) -> nn.Module:
 CLASSIFIER = fit(functional.cross_entropy, Y, CLASSES)
 NUMBERS = X[:, :3] ** 2
 REGRESSION = fit(functional.mse_loss, NUMBERS, 3)
+REGRESSION_OF_ONE = fit(functional.mse_loss, NUMBERS[:, :1], 1)
 
 
 def check(network: nn.Module = CLASSIFIER, labels=Y, inputs=X, **settings) -> Checked:
@@ -74,6 +77,12 @@ def refuse(expected: str, **settings) -> str:
 def score(checked: Checked, network: nn.Module, task_labels=True) -> float:
     """Of a network on the validation split, which is the first argument's own."""
     return checked.judge.score(outputs_of(network, X.numpy()), checked.judge.encode(Split("all", Y.numpy())))
+
+
+def validated(checked: Checked, network: nn.Module, labels) -> float:
+    """Score of a network on the validation split of a task with those labels."""
+    task = Task(network, train=(X, labels))
+    return checked.judge.score(outputs_of(network, task.validation.inputs), checked.labels)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +152,9 @@ def test_a_metric_gets_what_it_can_use(metric):
         (lambda o, t: -rmse(o, np.eye(4)[t]), r"give an error instead, with Task\(maximize=False\)"),
         (lambda o, t: float("nan"), "gives nan for the float network"),
         (lambda o, t: {"accuracy": 1}, "it must return one number, got dict"),
+        (lambda o, t: None, "it must return one number, got NoneType"),
+        (lambda o, t: np.complex64(accuracy(o, t)), "it must return one real number"),
+        (lambda o, t: exit(3), "given numpy arrays, SystemExit: 3"),
         (lambda o, t: (o.argmax(1) == t), "it must return one number"),
         (lambda o, t: o.no_such_thing(t), r"fails on outputs \(\d+, 4\) float32 .* given numpy arrays, Attr"),
         (lambda o, t: 1 - accuracy(o, t), r"0 for the float network and 0\.\d+ for its .*maximize=False"),
@@ -151,6 +163,56 @@ def test_a_metric_gets_what_it_can_use(metric):
 )  # fmt: skip
 def test_a_metric_that_cannot_judge_is_refused(metric, expected):
     refuse(expected, metric=metric)
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)], ids=["(n,)", "(n, 1)"])
+@pytest.mark.parametrize(
+    ("network", "labels", "metric", "maximize"),
+    [
+        (REGRESSION_OF_ONE, NUMBERS[:, 0], rmse, False),
+        (REGRESSION_OF_ONE, NUMBERS[:, 0], lambda o, t: rmse(o[:, 0], t), False),
+        (REGRESSION_OF_ONE, NUMBERS[:, 0], lambda o, t: 1 - ((o - t) ** 2).sum() / ((t - t.mean()) ** 2).sum(), True),
+        (CLASSIFIER, Y, accuracy, None),
+        (CLASSIFIER, Y, lambda o, t: (o.argmax(dim=1) == t).float().mean(), None),
+    ],
+    ids=["RMSE", "RMSE of a column", "R²", "accuracy", "accuracy of tensors"],
+)
+def test_a_metric_sees_which_label_belongs_to_which_output(network, labels, metric, maximize, shape):
+    """Labels (n, 1) beside (n,) answers are n² comparisons, by which every network is as good as guessing."""
+    checked = check(network, labels.reshape(shape), metric=metric, maximize=maximize)
+    assert len(checked.notes) == 1, checked.notes
+    assert validated(checked, network, labels.reshape(shape)) > 0.8
+
+
+def test_a_metric_gets_classes_of_one_hot_labels():
+    one_hot = functional.one_hot(Y, CLASSES)
+    assert validated(check(labels=one_hot, metric=accuracy), CLASSIFIER, one_hot) > 0.9
+
+
+def test_metrics_of_scikit_learn_take_labels_first():
+    """Their parameters say so; swapped, R² divides by the variance of the outputs."""
+    network = fit(functional.mse_loss, NUMBERS[:, :1] / 2, 1)  # half of what is asked for
+    checked = check(network, NUMBERS[:, :1], metric=r2_score)
+    task = Task(network, train=(X, NUMBERS[:, :1]))
+    found = outputs_of(network, task.validation.inputs)
+    assert checked.judge.score(found, checked.labels) == pytest.approx(r2_score(checked.labels, found), abs=1e-6)
+    assert score(check(metric=accuracy_score), CLASSIFIER) > 0.9
+    assert score(check(metric=partial(f1_score, average="macro")), CLASSIFIER) > 0.9
+    refuse("given labels and answers, ValueError: Target is multiclass but average='binary'", metric=f1_score)
+
+
+def test_a_metric_may_change_what_it_is_given():
+    def in_place(outputs, labels):
+        outputs[:] = outputs.argmax(1)[:, None]
+        labels += 0 * labels
+        right = (outputs[:, 0] == labels).mean()
+        labels[:] = -1
+        return right
+
+    checked = check(metric=in_place)
+    assert checked.labels.min() == 0
+    checked.labels.flags.writeable = False  # as in a worker, which maps a file
+    assert validated(checked, CLASSIFIER, Y) > 0.9
 
 
 def test_whoever_says_which_way_is_better_is_believed():
@@ -196,9 +258,34 @@ def test_a_loss_is_not_trained_on_a_broadcast():
     assert check(network, numbers, loss=nn.MSELoss()).targets.shape == (140, 1)
 
 
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)], ids=["(n,)", "(n, 1)"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda o, t: ((o - t) ** 2).mean(),
+        lambda o, t: (o[:, 0] - t).square().sum(),
+        lambda o, t: functional.mse_loss(o.squeeze(1), t),
+    ],
+    ids=["difference", "of a column", "squeezed"],
+)
+def test_a_loss_holds_each_output_against_its_own_label(loss, shape):
+    network, numbers = fit(functional.mse_loss, NUMBERS[:, :1], 1), NUMBERS[:, 0]
+    checked = check(network, numbers.reshape(shape), loss=loss)
+    outputs = torch.zeros(140, 1, requires_grad=True)
+    loss(outputs, torch.from_numpy(checked.targets)).backward()
+    slope = outputs.grad[:, 0] / -torch.from_numpy(checked.targets).reshape(-1)
+    torch.testing.assert_close(slope, slope[:1].expand(140))  # d/do (o − t)² at o = 0 is −2 t
+
+
+def test_batches_of_one_are_trained_on():
+    for network, labels in ((REGRESSION_OF_ONE, NUMBERS[:, 0]), (CLASSIFIER, Y)):
+        check(network, labels, batch_size=1)
+
+
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
+        (lambda o, t: exit(3), "fails on outputs .*: SystemExit: 3"),
         (nn.BCEWithLogitsLoss(), r"fails on outputs \(64, 4\) float32 and labels \(64,\) int64: ValueError"),
         (nn.CrossEntropyLoss(reduction="none"), r"it must return one number, got shape \(64,\): take the mean"),
         (lambda o, t: 0.5, "it must return a tensor, got float"),
@@ -228,6 +315,9 @@ def test_a_loss_that_cannot_be_trained_with_is_refused(loss, expected):
         ({"loss": "mse"}, "Task.loss must be a function"),
         ({"loss": nn.MSELoss}, "Task.loss is the class MSELoss: give an instance"),
         ({"maximize": False}, "give the metric too"),
+        ({"metric": accuracy, "maximize": "no"}, "Task.maximize: expected True, False or None, got 'no'"),
+        ({"name": 3}, "Task.name: expected a name, got 3"),
+        ({"space": "default"}, "Task.space: expected autocomp.space.SpaceOptions, got 'default'"),
         ({"labels": "class"}, "Task.labels: expected one of 'classes', 'binary', 'numbers', got 'class'"),
     ],
 )
@@ -352,6 +442,7 @@ def test_a_network_of_maps_is_trained_and_judged_by_its_pixels(tmp_path):
 
 TASK = """
 import torch
+from sklearn.metrics import accuracy_score, f1_score, r2_score
 from torch import nn
 from autocomp import Task
 from beside.metrics import Share
