@@ -1,6 +1,8 @@
 """Values of whatever kind users hold (tensors, frames, lists, objects) as plain arrays of inputs and of labels."""
 
 from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -155,6 +157,8 @@ def _one_label(item: Any, index: int, what: str) -> NDArray[Any]:
         raise UserError(
             f"{what}: the label of item {index} is a dict with the keys {keys}: expected a number or an array"
         )
+    if isinstance(item, Decimal | Fraction):
+        item = float(item)
     found = plain(item)
     if found.dtype == object:
         raise UserError(f"{what}: the label of item {index} is a {type(item).__name__}: expected a number or an array")
@@ -165,7 +169,7 @@ def _read_numbers(array: NDArray[Any], what: str) -> NDArray[Any]:
     text = array.astype(str)
     words = np.char.lower(np.char.strip(text))
     for no, yes in _YES_OR_NO:
-        if set(np.unique(words)) == {no, yes}:
+        if set(np.unique(words)) <= {no, yes}:
             return words == yes
     for kind in (np.int64, np.float64):
         try:

@@ -209,7 +209,7 @@ def _usable_loss(judge: Judge, loss: Loss, split: Split, teacher: NDArray[Any], 
     count = min(batch_size, len(teacher))
     forms = [judge]
     if judge.meaning is not None:
-        shapes = loss_shapes(split.labels.shape[1:], teacher.shape[1:])
+        shapes = loss_shapes(split.labels, teacher.shape[1:])
         forms = [replace(judge, encoded_loss=e, loss_shape=s) for s in shapes for e in (False, True)]
     reasons, working = [], []
     for form in forms:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from autocomp.errors import UserError
 from autocomp.tasks.labels import Meaning, Split
 
-#: Of labels: as they came, of the outputs' own shape, or (n,). One that is (n, 1) beside another that is (n,) makes
-#: (n, n) differences of which nobody is warned.
-Shape = Literal["given", "outputs", "flat"]
+#: Of labels: as they came, of the outputs' own shape, the same as floats, or (n,). What is (n, 1) less what is (n,)
+#: makes (n, n) differences of which nobody is warned.
+Shape = Literal["given", "outputs", "floats", "flat"]
 #: How functions call the labels that they take first, as those of scikit-learn do, and the answers behind them.
 _TRUE = frozenset({"y_true", "labels_true", "true", "labels", "label", "target", "targets", "gt", "ground_truth"})
 _ANSWERS = frozenset({
@@ -31,7 +31,10 @@ def shaped(labels: NDArray[Any], shape: Shape, of_outputs: tuple[int, ...]) -> N
     """Labels (n, …) in that shape. of_outputs: of one output, (…)."""
     if shape == "given":
         return labels
-    return labels.reshape(len(labels), *of_outputs) if shape == "outputs" else labels.reshape(len(labels))
+    if shape == "flat":
+        return labels.reshape(len(labels))
+    labels = labels.reshape(len(labels), *of_outputs)
+    return labels.astype(np.float32) if shape == "floats" else labels
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,12 @@ def loss_fault(loss: Callable[..., Any], outputs: NDArray[Any], targets: NDArray
     return ""
 
 
-def loss_shapes(of_labels: tuple[int, ...], of_outputs: tuple[int, ...]) -> list[Shape]:
+def loss_shapes(labels: NDArray[Any], of_outputs: tuple[int, ...]) -> list[Shape]:
     """In which shapes a loss may take labels, as they came first of all."""
-    return ["given", *_other_shapes(of_labels, of_outputs)]
+    shapes: list[Shape] = ["given", *_other_shapes(labels.shape[1:], of_outputs)]
+    if labels.dtype.kind != "f" and np.prod(labels.shape[1:], dtype=int) == np.prod(of_outputs, dtype=int):
+        shapes.append("floats")
+    return shapes
 
 
 def mixes(loss: Callable[..., Any], outputs: NDArray[Any], targets: NDArray[Any]) -> bool:
@@ -192,7 +198,7 @@ def mixes(loss: Callable[..., Any], outputs: NDArray[Any], targets: NDArray[Any]
         loss(leaf, torch.from_numpy(np.array(others))).reshape(()).backward()
         assert leaf.grad is not None
         gradients.append(leaf.grad[0])
-    return not torch.allclose(*gradients, rtol=1e-4, atol=1e-12)
+    return not torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-12)
 
 
 def number(value: Any) -> float:

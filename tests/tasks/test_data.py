@@ -1,6 +1,7 @@
 """Data in the forms that users have it in, and what is said of data that cannot be taken."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +87,7 @@ class Record:
         (X, pd.Series(Y, dtype="Int64")),
         (X, Y.astype(object)),
         (X, Y.astype(str)),
+        (X, [Decimal(int(y)) for y in Y]),
         [[x, y] for x, y in zip(X, Y, strict=True)],
         [Named(y, x, "photo.png") for x, y in zip(X, Y, strict=True)],
         [Record(x, y) for x, y in zip(X, Y, strict=True)],
@@ -94,7 +96,7 @@ class Record:
         "DataLoader", "DataLoader of items", "DataLoader of dicts", "DataLoader of a stream", "Subset", "stream",
         "dicts", "dicts with more", "dict of columns", "batches", "equal batches", "batches as dicts", "lists",
         "list of labels", "gradients", "channels last", "Series", "Series of nullable integers", "objects", "strings",
-        "lists of two", "named tuples", "data classes",
+        "decimals", "lists of two", "named tuples", "data classes",
     ],
 )  # fmt: skip
 def test_data_in_every_form(source):
@@ -185,6 +187,7 @@ def test_a_table_with_named_columns():
 def test_no_and_yes_in_words(no, yes):
     data = Data.of((X, [yes if y else no for y in Y % 2]), "Task.train")
     np.testing.assert_array_equal(data.labels, Y % 2 == 1)
+    assert Data.of((X, [yes] * N), "Task.test").labels.all()  # a split in which the other does not occur
 
 
 def test_frames():

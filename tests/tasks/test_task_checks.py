@@ -2,12 +2,11 @@
 
 import subprocess
 import sys
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score, r2_score
+from small_tasks import CLASSES, CLASSIFIER, NUMBERS, REGRESSION, X, Y, accuracy, check, fit, refuse, rmse, score
 from torch import nn
 from torch.nn import functional
 
@@ -19,70 +18,9 @@ from autocomp.display import QuietDisplay
 from autocomp.errors import UserError
 from autocomp.policy import LayerPolicy, Policy
 from autocomp.tasks import TaskRequest, load_task
-from autocomp.tasks.check import Checked, check_task, judge_of
+from autocomp.tasks.check import judge_of
 from autocomp.tasks.judge import recorded_scale
-from autocomp.tasks.labels import Split
 from autocomp.trial import TrialRunner
-
-CLASSES = 4
-
-
-def blobs(n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, 8) around four centres, and which."""
-    generator = torch.Generator().manual_seed(1)
-    centres, y = torch.randn(CLASSES, 8, generator=generator), torch.arange(n) % CLASSES
-    return centres[y] + 0.3 * torch.randn(n, 8, generator=generator), y
-
-
-X, Y = blobs()
-
-
-def fit(loss, targets: torch.Tensor, outs: int) -> nn.Module:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, outs))
-    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
-    for _ in range(200):
-        optimizer.zero_grad()
-        loss(network(X), targets).backward()
-        optimizer.step()
-    return network.eval()
-
-
-CLASSIFIER = fit(functional.cross_entropy, Y, CLASSES)
-NUMBERS = X[:, :3] ** 2
-REGRESSION = fit(functional.mse_loss, NUMBERS, 3)
-REGRESSION_OF_ONE = fit(functional.mse_loss, NUMBERS[:, :1], 1)
-
-
-def check(network: nn.Module = CLASSIFIER, labels=Y, inputs=X, **settings) -> Checked:
-    task = Task(network, train=inputs if labels is None else (inputs, labels), **settings)
-    return check_task(task, network)
-
-
-def accuracy(outputs, labels) -> float:
-    return float((outputs.argmax(axis=1) == labels).mean())
-
-
-def rmse(outputs, targets) -> float:
-    return float(np.sqrt(np.square(outputs - targets).mean()))
-
-
-def refuse(expected: str, **settings) -> str:
-    with pytest.raises(UserError, match=expected) as caught:
-        check(**settings)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def score(checked: Checked, network: nn.Module, task_labels=True) -> float:
-    """Of a network on the validation split, which is the first argument's own."""
-    return checked.judge.score(outputs_of(network, X.numpy()), checked.judge.encode(Split("all", Y.numpy())))
-
-
-def validated(checked: Checked, network: nn.Module, labels) -> float:
-    """Score of a network on the validation split of a task with those labels."""
-    task = Task(network, train=(X, labels))
-    return checked.judge.score(outputs_of(network, task.validation.inputs), checked.labels)
 
 
 @pytest.mark.parametrize(
@@ -165,56 +103,6 @@ def test_a_metric_that_cannot_judge_is_refused(metric, expected):
     refuse(expected, metric=metric)
 
 
-@pytest.mark.parametrize("shape", [(-1,), (-1, 1)], ids=["(n,)", "(n, 1)"])
-@pytest.mark.parametrize(
-    ("network", "labels", "metric", "maximize"),
-    [
-        (REGRESSION_OF_ONE, NUMBERS[:, 0], rmse, False),
-        (REGRESSION_OF_ONE, NUMBERS[:, 0], lambda o, t: rmse(o[:, 0], t), False),
-        (REGRESSION_OF_ONE, NUMBERS[:, 0], lambda o, t: 1 - ((o - t) ** 2).sum() / ((t - t.mean()) ** 2).sum(), True),
-        (CLASSIFIER, Y, accuracy, None),
-        (CLASSIFIER, Y, lambda o, t: (o.argmax(dim=1) == t).float().mean(), None),
-    ],
-    ids=["RMSE", "RMSE of a column", "R²", "accuracy", "accuracy of tensors"],
-)
-def test_a_metric_sees_which_label_belongs_to_which_output(network, labels, metric, maximize, shape):
-    """Labels (n, 1) beside (n,) answers are n² comparisons, by which every network is as good as guessing."""
-    checked = check(network, labels.reshape(shape), metric=metric, maximize=maximize)
-    assert len(checked.notes) == 1, checked.notes
-    assert validated(checked, network, labels.reshape(shape)) > 0.8
-
-
-def test_a_metric_gets_classes_of_one_hot_labels():
-    one_hot = functional.one_hot(Y, CLASSES)
-    assert validated(check(labels=one_hot, metric=accuracy), CLASSIFIER, one_hot) > 0.9
-
-
-def test_metrics_of_scikit_learn_take_labels_first():
-    """Their parameters say so; swapped, R² divides by the variance of the outputs."""
-    network = fit(functional.mse_loss, NUMBERS[:, :1] / 2, 1)  # half of what is asked for
-    checked = check(network, NUMBERS[:, :1], metric=r2_score)
-    task = Task(network, train=(X, NUMBERS[:, :1]))
-    found = outputs_of(network, task.validation.inputs)
-    assert checked.judge.score(found, checked.labels) == pytest.approx(r2_score(checked.labels, found), abs=1e-6)
-    assert score(check(metric=accuracy_score), CLASSIFIER) > 0.9
-    assert score(check(metric=partial(f1_score, average="macro")), CLASSIFIER) > 0.9
-    refuse("given labels and answers, ValueError: Target is multiclass but average='binary'", metric=f1_score)
-
-
-def test_a_metric_may_change_what_it_is_given():
-    def in_place(outputs, labels):
-        outputs[:] = outputs.argmax(1)[:, None]
-        labels += 0 * labels
-        right = (outputs[:, 0] == labels).mean()
-        labels[:] = -1
-        return right
-
-    checked = check(metric=in_place)
-    assert checked.labels.min() == 0
-    checked.labels.flags.writeable = False  # as in a worker, which maps a file
-    assert validated(checked, CLASSIFIER, Y) > 0.9
-
-
 def test_whoever_says_which_way_is_better_is_believed():
     checked = check(metric=lambda o, t: 1 - accuracy(o, t), maximize=True)
     assert score(checked, CLASSIFIER) < 0.1
@@ -256,30 +144,6 @@ def test_a_loss_is_not_trained_on_a_broadcast():
     """MSELoss of (n, 1) and (n,) compares all with all, and torch only warns."""
     network, numbers = fit(functional.mse_loss, NUMBERS[:, :1], 1), NUMBERS[:, 0]
     assert check(network, numbers, loss=nn.MSELoss()).targets.shape == (140, 1)
-
-
-@pytest.mark.parametrize("shape", [(-1,), (-1, 1)], ids=["(n,)", "(n, 1)"])
-@pytest.mark.parametrize(
-    "loss",
-    [
-        lambda o, t: ((o - t) ** 2).mean(),
-        lambda o, t: (o[:, 0] - t).square().sum(),
-        lambda o, t: functional.mse_loss(o.squeeze(1), t),
-    ],
-    ids=["difference", "of a column", "squeezed"],
-)
-def test_a_loss_holds_each_output_against_its_own_label(loss, shape):
-    network, numbers = fit(functional.mse_loss, NUMBERS[:, :1], 1), NUMBERS[:, 0]
-    checked = check(network, numbers.reshape(shape), loss=loss)
-    outputs = torch.zeros(140, 1, requires_grad=True)
-    loss(outputs, torch.from_numpy(checked.targets)).backward()
-    slope = outputs.grad[:, 0] / -torch.from_numpy(checked.targets).reshape(-1)
-    torch.testing.assert_close(slope, slope[:1].expand(140))  # d/do (o − t)² at o = 0 is −2 t
-
-
-def test_batches_of_one_are_trained_on():
-    for network, labels in ((REGRESSION_OF_ONE, NUMBERS[:, 0]), (CLASSIFIER, Y)):
-        check(network, labels, batch_size=1)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +306,6 @@ def test_a_network_of_maps_is_trained_and_judged_by_its_pixels(tmp_path):
 
 TASK = """
 import torch
-from sklearn.metrics import accuracy_score, f1_score, r2_score
 from torch import nn
 from autocomp import Task
 from beside.metrics import Share
