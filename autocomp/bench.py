@@ -4,11 +4,13 @@ A bench is made once by the search and read by each worker, on this machine or, 
 is not in it: selection never sees it.
 """
 
+import contextlib
 import hashlib
 import json
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,7 +57,7 @@ class Bench:
         settings = {
             "epochs": task.epochs, "batch_size": task.batch_size, "learning_rate": task.learning_rate,
             "judge": checked.judge.facts(), "notes": checked.notes,
-            "folders": [str(place) for place in folders],
+            "folders": [str(place) for place in folders], "directory": str(Path.cwd()),
         }  # fmt: skip
         (folder / _SETTINGS).write_text(json.dumps(settings))
         bench = cls(folder)
@@ -97,6 +99,14 @@ class Bench:
                 sys.path.append(place)
         judge: Judge = cloudpickle.loads((self.folder / _FUNCTIONS).read_bytes())
         return judge
+
+    @contextmanager
+    def where_made(self) -> Iterator[None]:
+        """Work in the directory that the bench was made in, where this machine has it: what a user's functions open by
+        a relative name lies there."""
+        place = Path(self.settings["directory"])
+        with contextlib.chdir(place) if place.is_dir() else contextlib.nullcontext():
+            yield
 
     @property
     def notes(self) -> list[str]:

@@ -151,10 +151,11 @@ class _Work:
         stem = Path(self.scratch.name, "model")
         started = time.perf_counter()
         try:
-            result = self.runner.run(policy, trial_seed(self.seed, candidate), stem, self.epochs)
+            with self.runner.bench.where_made():
+                result = self.runner.run(policy, trial_seed(self.seed, candidate), stem, self.epochs)
         except RunError as error:
             return Report(error=str(error), seconds=time.perf_counter() - started), {}
-        except Exception as error:  # noqa: BLE001  (one trial's fault must not end the search; its reason is kept)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (one trial's fault must not end the search; its reason is kept)
             return Report(error=_reason(error), seconds=time.perf_counter() - started), {}
         seconds = time.perf_counter() - started
         files = {suffix: path.read_bytes() for suffix, path in result.files.items()}
@@ -171,7 +172,7 @@ class _Broken:
         return Report(error=self.reason), {}
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip()[:300]}"
 
 

@@ -1,5 +1,8 @@
 """How figures are written wherever a person reads them: one place, so that table, page and progress agree."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from autocomp.rundir import RunData
 
 
@@ -17,6 +20,17 @@ def provenances(run: RunData) -> list[str]:
 def failed_references(run: RunData) -> list[str]:
     """What the run has in the place of a reference that could not be measured, a line each."""
     return [f"{name}: failed: {reason}" for name, reason in run.failed.items()]
+
+
+def metric_of(settings: Mapping[str, Any]) -> str:
+    """What files of a run are judged by, as its run.yaml has it; "accuracy" where that says nothing."""
+    judge = settings.get("judge") or {}
+    metric, scale = judge.get("metric"), judge.get("scale")
+    if not metric:
+        return "accuracy"
+    if judge.get("against") == "answers":
+        return f"agreement with the float network ({metric})"
+    return str(metric) if scale is None else f"1 / (1 + {metric} / {float(scale):.4g})"
 
 
 def compared_with(run: RunData) -> str:

@@ -58,6 +58,7 @@ def render(run: RunData) -> str:
     return template.render(
         run=run,
         settings=settings,
+        metric=figures.metric_of(settings),
         facts=_facts(settings),
         axes=CostAxis.of_run(run),
         rows=[
@@ -160,8 +161,8 @@ def _page_data(run: RunData, first: Measured | None) -> dict[str, Any]:
             "file": point.file,
             "summary": "" if policy is None else ", ".join(summary(policy, layers)),
             "figures": [
-                ["validation accuracy", figures.percent(point.accuracy)],
-                ["test accuracy", figures.percent(point.test_accuracy)],
+                [f"validation, {figures.metric_of(run.settings)}", figures.percent(point.accuracy)],
+                [f"test, {figures.metric_of(run.settings)}", figures.percent(point.test_accuracy)],
                 ["against float, test", f"{figures.points(difference)} points"],
                 [
                     "bytes" if point.compiled_bytes is None else "bytes, compiled",
@@ -329,7 +330,7 @@ def _frame(figure: go.Figure, run: RunData, axis: CostAxis, shown: Sequence[Meas
     )
     figure.update_yaxes(
         range=list(accuracy_range(shown)),
-        title={"text": "validation accuracy, %", "font": {"size": 13}},
+        title={"text": escape(f"{figures.metric_of(run.settings)} on validation, %"), "font": {"size": 13}},
         gridcolor=GRID,
         zeroline=False,
         linecolor=FAINT,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from textwrap import shorten
 
 from autocomp.report.axes import FAINT, GRID, INK, CostAxis, label, ticks
 
@@ -48,8 +49,11 @@ class Panel:
         start, stop = self._span
         return cost > 0 and start <= math.log10(cost) <= stop and 100 * accuracy > self.accuracies[0]
 
-    def frame(self, title: str) -> list[str]:
-        """Grid, ticks and titles, `title` under the axis of the cost; the leftmost panel says what the other one is."""
+    def frame(self, title: str, metric: str = "accuracy") -> list[str]:
+        """Grid, ticks and titles, `title` under the axis of the cost; the leftmost panel says what the other one is.
+
+        metric: what is shown in percent.
+        """
         parts = []
         for tick in ticks(self.low, self.high):
             parts += [
@@ -69,7 +73,7 @@ class Panel:
         if self.index == 0:
             parts.append(
                 f'<text transform="translate({self.left - 42} {(TOP + BOTTOM) / 2}) rotate(-90)" '
-                'text-anchor="middle">validation accuracy, %</text>'
+                f'text-anchor="middle">{escape(shorten(metric, 44))} on validation, %</text>'
             )
         return parts
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from textwrap import shorten
 
 from autocomp.report.axes import COLOURS, FAINT, INK, CostAxis, accuracy_range
-from autocomp.report.figures import provenances
+from autocomp.report.figures import metric_of, provenances
 from autocomp.report.panel import BOTTOM, TOP, Panel, picture
 from autocomp.rundir import Measured, RunData
 
@@ -18,7 +18,7 @@ def front_svg(run: RunData) -> str:
     axes = CostAxis.of_run(run)
     parts = [part for index, axis in enumerate(axes) for part in _panel(run, axis, index)]
     footnote = shorten("; ".join(provenances(run)), 70 * len(axes))
-    return picture(title, "accuracy over bytes and over latency", footnote, len(axes), parts)
+    return picture(title, f"{metric_of(run.settings)} over bytes and over latency", footnote, len(axes), parts)
 
 
 def _panel(run: RunData, axis: CostAxis, index: int) -> list[str]:
@@ -27,7 +27,9 @@ def _panel(run: RunData, axis: CostAxis, index: int) -> list[str]:
     bound = axis.bound(run)
     values = [cost for _, cost in axis.drawn(shown)] + ([bound] if bound else [])
     panel = Panel(index, axis, min(values, default=1), max(values, default=10), accuracy_range(shown))
-    parts = panel.frame(f"{axis.title} (darker: less {'latency' if axis.other.latency else 'bytes'})")
+    parts = panel.frame(
+        f"{axis.title} (darker: less {'latency' if axis.other.latency else 'bytes'})", metric_of(run.settings)
+    )
     if bound:
         x = panel.x(bound)
         parts += [

@@ -1,7 +1,7 @@
 """The table of a front in the terminal."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from autocomp.report.figures import failed_references, percent, points, provenances, significant, size, times
+from autocomp.report.figures import failed_references, metric_of, percent, points, provenances, significant, size, times
 from autocomp.rundir import Measured, OnDevice, RunData
 
 
@@ -99,8 +99,8 @@ def footnotes(run: RunData) -> list[str]:
         notes.append(f"Extrapolated beyond what the table measured: up to {beyond:.0%} of a point's latency.")
     if run.front:
         split = "; Δ test: percentage points against the float network." if run.float_reference is not None else "."
-        judge = run.settings.get("judge") or {}
-        judged = f"Accuracy: {_spelled(judge)} of each file" if judge.get("metric") else "Accuracy of each file"
+        metric = metric_of(run.settings)
+        judged = "Accuracy of each file" if metric == "accuracy" else f"Valid. and test: {metric} of each file"
         notes.append(f"{judged}, scored by the runtime{split}")
     notes += failed_references(run)
     if run.float_reference is None and run.baseline is not None:
@@ -118,14 +118,6 @@ def footnotes(run: RunData) -> list[str]:
     notes.append(f"Files:   {run.path / 'models'}")
     notes.append(f"Report:  {run.path / 'report.html'}")
     return notes
-
-
-def _spelled(judge: Mapping[str, Any]) -> str:
-    """What stands in the columns of accuracy."""
-    metric, scale = judge["metric"], judge.get("scale")
-    if judge.get("against") == "answers":
-        return f"agreement with the float network ({metric})"
-    return str(metric) if scale is None else f"1 / (1 + {metric} / {float(scale):.4g})"
 
 
 def _cells(measured: Measured, run: RunData, factor: float, *, with_memory: bool) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Tasks: a network with its data, built in or a user's own."""
 
 import importlib.util
+import inspect
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -77,19 +77,27 @@ def _own_task(path: Path, name: str) -> Task:
     sys.path.insert(0, place)  # its neighbours can be imported, as when it is run
     try:
         spec.loader.exec_module(module)
-        function: Callable[[], object] | None = getattr(module, name, None)
-        if function is None:
-            offered = [k for k, v in vars(module).items() if callable(v) and v.__module__ == spec.name]
+        found = getattr(module, name, None)
+        if found is None:
+            offered = [
+                k
+                for k, v in vars(module).items()
+                if isinstance(v, Task) or (callable(v) and getattr(v, "__module__", None) == spec.name)
+            ]
             raise UserError(f"--task: {path} has no function {name!r}; it has {', '.join(offered) or 'none'}")
-        built = function()
+        built = found if isinstance(found, Task) else _call(found, f"--task {path}:{name}")
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as raised:
+        error: BaseException = raised
         where = error.__traceback__
         while where is not None and where.tb_next is not None:
             where = where.tb_next
         line = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where is not None else str(path)
-        raise UserError(f"--task {path}:{name} raised {type(error).__name__} at {line}: {error}") from error
+        if isinstance(error, SyntaxError):  # the last frame is Python's own
+            line = f"{Path(error.filename or path).name}:{error.lineno}" if error.lineno else path.name
+            error = SyntaxError(error.msg)
+        raise UserError(f"--task {path}:{name} raised {type(error).__name__} at {line}: {error}") from raised
     finally:
         sys.path.remove(place)
         if place not in sys.path:
@@ -97,3 +105,25 @@ def _own_task(path: Path, name: str) -> Task:
     if not isinstance(built, Task):
         raise UserError(f"--task: {name}() must return an autocomp.Task, got {type(built).__name__}")
     return built
+
+
+def _call(function: object, what: str) -> object:
+    """What a function of a task file returns. UserError where it is none, or one with arguments."""
+    if not callable(function):
+        raise UserError(
+            f"{what} is of type {type(function).__name__}: expected a function that returns an autocomp.Task"
+        )
+    try:
+        needed = [
+            name
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+    except (TypeError, ValueError):  # built-in ones have no signature
+        needed = []
+    if needed:
+        raise UserError(
+            f"{what} takes {', '.join(needed)}: expected a function without arguments that returns an autocomp.Task"
+        )
+    return function()

@@ -1,19 +1,27 @@
 """Values of whatever kind users hold (tensors, frames, lists, objects) as plain arrays of inputs and of labels."""
 
 from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.recfunctions import structured_to_unstructured
 from numpy.typing import NDArray
 
 from autocomp.errors import UserError
+
+#: How no and yes are spelled.
+_YES_OR_NO = (("false", "true"), ("no", "yes"))
 
 
 def plain(value: Any) -> NDArray[Any]:
     """A value as a numpy array: tensors without their gradient, device and bfloat16; sparse ones filled up."""
     if isinstance(value, torch.Tensor):
         value = value.detach()
+        if value.is_nested:
+            raise TypeError("its items may be of unequal size; pad them, for example by torch.nested.to_padded_tensor")
         if value.layout is not torch.strided:
             value = value.to_dense()
         if value.is_quantized:
@@ -44,10 +52,13 @@ def as_input(value: Any, what: str) -> NDArray[Any]:
     array = _to_array(value, what)
     if array.dtype == object:
         array = _from_objects(array, what)
+    if array.dtype.names and all(array.dtype[name].kind in "fiub" for name in array.dtype.names):
+        array = structured_to_unstructured(array)  # a table with named columns
     if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
         return np.ascontiguousarray(array, dtype=np.int64)
     if array.dtype.kind in "fiub":
-        return np.ascontiguousarray(array, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinity
+            return np.ascontiguousarray(array, dtype=np.float32)
     raise UserError(f"{what} holds {_named(array.dtype)}: expected real numbers")
 
 
@@ -146,6 +157,8 @@ def _one_label(item: Any, index: int, what: str) -> NDArray[Any]:
         raise UserError(
             f"{what}: the label of item {index} is a dict with the keys {keys}: expected a number or an array"
         )
+    if isinstance(item, Decimal | Fraction):
+        item = float(item)
     found = plain(item)
     if found.dtype == object:
         raise UserError(f"{what}: the label of item {index} is a {type(item).__name__}: expected a number or an array")
@@ -154,6 +167,10 @@ def _one_label(item: Any, index: int, what: str) -> NDArray[Any]:
 
 def _read_numbers(array: NDArray[Any], what: str) -> NDArray[Any]:
     text = array.astype(str)
+    words = np.char.lower(np.char.strip(text))
+    for no, yes in _YES_OR_NO:
+        if set(np.unique(words)) <= {no, yes}:
+            return words == yes
     for kind in (np.int64, np.float64):
         try:
             return text.astype(kind)
@@ -162,7 +179,7 @@ def _read_numbers(array: NDArray[Any], what: str) -> NDArray[Any]:
     word = next(str(entry) for entry in text.flat if not _is_number(entry))
     raise UserError(
         f"{what}: the labels are text such as {word!r}: give class indices from 0 on, in the order of the network's "
-        "outputs"
+        "outputs; 0 and 1 for one output"
     )
 
 

@@ -1,21 +1,29 @@
 """What a task promises, tried before a search begins: its metric, its loss, one training step, what was learned."""
 
 import copy
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from autocomp.compress.finetune import finetune, outputs_of
 from autocomp.errors import UserError
 from autocomp.tasks.data import Data
-from autocomp.tasks.judge import Judge, OnTensors, number, shuffled, splits_of
+from autocomp.tasks.judge import Judge, splits_of
 from autocomp.tasks.labels import Split
-from autocomp.tasks.task import Loss, Metric, Task
+from autocomp.tasks.own import (
+    OwnMetric,
+    loss_fault,
+    loss_shapes,
+    mixes,
+    number,
+    reason_of,
+    shuffled,
+    usable_metric,
+)
+from autocomp.tasks.task import Loss, Task
 
 #: Share of labels whose classes a network may never answer before it looks as if its inputs were wrong.
 _UNANSWERED = 0.25
@@ -59,7 +67,7 @@ def _outputs_of(graph: nn.Module, data: Data) -> NDArray[Any]:
         outputs = outputs_of(graph, data.inputs)
     except Exception as error:
         raise UserError(
-            f"the network fails on inputs of shape {data.inputs.shape} from {data.source}: {_reason(error)}"
+            f"the network fails on inputs of shape {data.inputs.shape} from {data.source}: {reason_of(error)}"
         ) from error
     if outputs.ndim == 0 or len(outputs) != len(data):
         raise UserError(f"the network gives outputs of shape {outputs.shape} for {len(data)} inputs of {data.source}")
@@ -82,7 +90,7 @@ def judge_of(task: Task, outputs: NDArray[Any], scale: float | None = None) -> J
     if task.metric is None:
         return judge
     labels = judge.labels_of(Split.of(task.validation, "Task.validation"), outputs)
-    metric = _usable_metric(task.metric, outputs, labels)
+    metric = usable_metric(task.metric, outputs, labels, judge.meaning if judge.against == "labels" else None)
     if task.maximize is False:
         return replace(judge, metric=metric, scale=scale or _scale(metric, outputs, labels))
     return replace(judge, metric=metric)
@@ -169,33 +177,19 @@ def check_training(
     except Exception as error:
         raise UserError(
             f"a training step fails on inputs of shape {train.inputs[some].shape} and outputs of shape "
-            f"{teacher[some].shape}: {_reason(error)}"
+            f"{teacher[some].shape}: {reason_of(error)}"
         ) from error
     if not np.isfinite(loss):
-        raise UserError("a training step of the float network gives a loss that is not a number: check the task's loss")
+        raise UserError(
+            "a training step of the float network gives a loss that is not a number: "
+            + ("check the task's loss" if task.loss is not None else "check the sizes of labels and outputs")
+        )
     return judge, targets
 
 
-def _usable_metric(metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> Metric:
-    """The metric itself where it takes arrays, or made to take them where it was written for tensors."""
-    on_tensors = OnTensors(metric)
-    reasons = []
-    for form in (metric, on_tensors):
-        try:
-            number(form(outputs, labels))
-        except Exception as error:  # noqa: BLE001  (whatever a user's function raises, it is said below)
-            reasons.append(_reason(error))
-        else:
-            return form
-    raise UserError(
-        f"the task's metric fails on outputs {outputs.shape} {outputs.dtype} and labels {labels.shape} {labels.dtype}: "
-        f"given numpy arrays, {reasons[0]}; given torch tensors, {reasons[1]}"
-    )
-
-
-def _scale(metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
+def _scale(metric: OwnMetric, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
     """What guessing gets by a metric of which less is better."""
-    scale = float(np.median([number(metric(other, labels)) for other in shuffled(outputs)]))
+    scale = float(np.median([metric(other, labels) for other in shuffled(outputs)]))
     if not np.isfinite(scale) or scale <= 0:
         raise UserError(
             f"the task's metric gives {scale:g} for outputs shuffled among the examples: with Task(maximize=False) it "
@@ -215,47 +209,21 @@ def _usable_loss(judge: Judge, loss: Loss, split: Split, teacher: NDArray[Any], 
     count = min(batch_size, len(teacher))
     forms = [judge]
     if judge.meaning is not None:
-        forms.append(replace(judge, encoded_loss=True))
-    reasons = []
+        shapes = loss_shapes(split.labels, teacher.shape[1:])
+        forms = [replace(judge, encoded_loss=e, loss_shape=s) for s in shapes for e in (False, True)]
+    reasons, working = [], []
     for form in forms:
         targets = form.targets(split)[:count]
-        reason = _fault_of(loss, teacher[:count], targets)
-        if not reason:
+        reason = loss_fault(loss, teacher[:count], targets)
+        if reason:
+            reasons.append(reason)
+        elif len(forms) <= 2 or not mixes(loss, teacher[:count], targets):
             return form
-        reasons.append(reason)
+        else:
+            working.append(form)
+    if working:  # a loss over the batch as a whole
+        return working[0]
     raise UserError(
         f"the task's loss fails on outputs {teacher[:count].shape} {teacher.dtype} and labels "
         f"{split.labels[:count].shape} {split.labels.dtype}: {reasons[0]}"
     )
-
-
-def _fault_of(loss: Loss, outputs: NDArray[Any], targets: NDArray[Any]) -> str:
-    """Why a loss cannot be trained with; "" where it can."""
-    leaf = torch.from_numpy(np.array(outputs)).requires_grad_()
-    try:
-        with warnings.catch_warnings():
-            # Outputs (n, 1) less targets (n,) are (n, n) numbers: torch warns, and trains on nonsense.
-            warnings.filterwarnings("error", message="Using a target size")
-            value = loss(leaf, torch.from_numpy(np.array(targets)))
-    except Exception as error:  # noqa: BLE001  (whatever a user's function raises is its reason)
-        return _reason(error)
-    if not isinstance(value, torch.Tensor):
-        return f"it must return a tensor, got {type(value).__name__}"
-    if value.numel() != 1:
-        return f"it must return one number, got shape {tuple(value.shape)}: take the mean"
-    if not bool(torch.isfinite(value).all()):
-        return f"it gives {value.item():g}"
-    if not value.requires_grad:
-        return "its result does not depend on the outputs (no gradient): compute it by torch, from what it is given"
-    try:
-        value.reshape(()).backward()
-    except Exception as error:  # noqa: BLE001
-        return f"its gradient fails: {_reason(error)}"
-    if leaf.grad is None or not bool(torch.isfinite(leaf.grad).all()):
-        return "its gradient is not finite" if leaf.grad is not None else "its result does not depend on the outputs"
-    return ""
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

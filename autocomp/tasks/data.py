@@ -1,10 +1,13 @@
 """One split of a task's data, from whatever users hold, and how a split is divided."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from autocomp.errors import UserError
@@ -45,14 +48,15 @@ class Data:
         check_inputs(inputs, what)
         if labels is not None and (labels.ndim == 0 or len(labels) != len(inputs)):
             count = len(labels) if labels.ndim else 1
-            raise UserError(f"{what}: {len(inputs)} inputs but {count} labels")
+            turned = f": labels of shape {labels.shape} look transposed" if len(inputs) in labels.shape[1:] else ""
+            raise UserError(f"{what}: {len(inputs)} inputs but {count} labels{turned}")
         return cls(inputs, labels, what)
 
 
 def _parts(source: Any, what: str, fits: Fits | None) -> tuple[NDArray[Any], NDArray[Any] | None]:
     if isinstance(source, Data):
         source = (source.inputs, source.labels)
-    if isinstance(source, str | bytes):
+    if isinstance(source, str | bytes | type | ModuleType) or inspect.isroutine(source):
         raise _unknown(source, what)
     if isinstance(source, Mapping):
         source = columns_of(source, what)
@@ -61,8 +65,8 @@ def _parts(source: Any, what: str, fits: Fits | None) -> tuple[NDArray[Any], NDA
         _check_frame(inputs, what, labels is not None)
         array = as_input(inputs, f"{what}: the inputs")
         return array, None if labels is None else as_labels(labels, what)
-    if hasattr(source, "shape"):
-        if not source.shape:
+    if _is_array(source):
+        if not getattr(source, "is_nested", False) and not source.shape:
             raise UserError(f"{what}: expected inputs of shape (n, …), got a single number")
         _check_frame(source, what, False)
         return as_input(source, f"{what}: the inputs"), None
@@ -74,7 +78,11 @@ def _parts(source: Any, what: str, fits: Fits | None) -> tuple[NDArray[Any], NDA
 def _unknown(source: Any, what: str) -> UserError:
     return UserError(
         f"{what}: expected arrays (inputs, labels), inputs alone, a data set or a DataLoader, "
-        f"got {type(source).__name__}"
+        + (
+            f"got {getattr(source, '__name__', source)} itself: call it"
+            if callable(source)
+            else f"got {type(source).__name__}"
+        )
     )
 
 
@@ -83,7 +91,7 @@ def _is_columns(source: Any) -> bool:
     if not isinstance(source, tuple | list) or len(source) != 2:
         return False
     inputs, labels = source
-    if hasattr(inputs, "shape") and hasattr(labels, "shape"):
+    if _is_array(inputs) and _is_array(labels):
         return True
     if not isinstance(source, tuple):
         return False
@@ -92,6 +100,10 @@ def _is_columns(source: Any) -> bool:
     if isinstance(inputs, tuple) or isinstance(labels, tuple):
         return False  # two items
     return hasattr(inputs, "__len__") and hasattr(labels, "__len__") and not isinstance(labels, str)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) or hasattr(value, "shape")  # nested tensors raise when asked for theirs
 
 
 def _check_frame(inputs: Any, what: str, labelled: bool) -> None:

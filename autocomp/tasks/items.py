@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -149,8 +150,15 @@ def _read(what: str, read: Callable[..., Any], *arguments: Any) -> Any:
 
 def _pair(piece: Any, what: str) -> tuple[Any, Any]:
     """(input, label) of an item or a batch; the label is _NO_LABEL where there is none."""
+    if piece is None:
+        raise UserError(f"{what} is None: expected (input, label), or the input alone")
     if isinstance(piece, Mapping):
         return _by_keys(piece, what)
+    if is_dataclass(piece) and not isinstance(piece, type) and not _is_array(piece):
+        return _by_keys({f.name: getattr(piece, f.name) for f in fields(piece)}, what)
+    named = getattr(piece, "_fields", ())
+    if isinstance(piece, tuple) and {str(name).lower() for name in named} & INPUT_KEYS:
+        return _by_keys(dict(zip(named, piece, strict=True)), what)
     if isinstance(piece, tuple | list):
         if len(piece) == 2:
             return piece[0], piece[1]

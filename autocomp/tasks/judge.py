@@ -1,30 +1,17 @@
 """How outputs are judged and what training minimizes, decided once from a task and its float network's outputs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from autocomp.errors import UserError
 from autocomp.tasks.labels import IGNORED, Meaning, Split, meaning_of, without_labels
-from autocomp.tasks.metrics import DefaultLoss, Distillation, Measured, guess, measure_of
+from autocomp.tasks.metrics import DefaultLoss, Distillation, Measured, deviations, guess, measure_of
+from autocomp.tasks.own import Shape, metric_name, number, shaped, shuffled
 from autocomp.tasks.task import Loss, Metric, Task
-
-#: How often outputs are shuffled to see what guessing gets by a metric of the user's own.
-_SHUFFLES = 10
-
-
-@dataclass(frozen=True)
-class OnTensors:
-    """A metric that was written for torch tensors, as one for arrays."""
-
-    function: Callable[..., Any]
-
-    def __call__(self, outputs: NDArray[Any], labels: NDArray[Any]) -> Any:
-        return self.function(torch.from_numpy(np.array(outputs)), torch.from_numpy(np.array(labels)))
 
 
 @dataclass(frozen=True)
@@ -32,9 +19,11 @@ class Judge:
     """Scores outputs (n, …) against labels (n, …); the score lies in [0, 1], and more is better.
 
     meaning: of labels, None where the task's own metric and loss leave nothing to be told. metric, loss: the task's
-    own, or None. encoded_loss: whether its loss takes labels as `meaning` has them rather than as they came. against:
-    whether there are labels, or the float network's own answers stand in for them. scale: of a metric of which less is
-    better, what guessing gets by it; None where more is better. variance: of training labels that are numbers.
+    own, or None. encoded_loss: whether its loss takes labels as `meaning` has them rather than as they came;
+    loss_shape: in which shape. against: whether there are labels, or the float network's own answers stand in for them.
+    scale: of a metric of which less is better, what guessing gets by it; None where more is better. of_labels,
+    of_outputs: standard deviations of training labels that are numbers, and of the float network's outputs, see
+    `deviations`.
     trains_on_labels: whether training sees labels beside the float network's outputs.
     """
 
@@ -42,9 +31,11 @@ class Judge:
     metric: Metric | None = None
     loss: Loss | None = None
     encoded_loss: bool = False
+    loss_shape: Shape = "given"
     against: str = "labels"
     scale: float | None = None
-    variance: float = 1.0
+    of_labels: tuple[float, ...] = (1.0,)
+    of_outputs: tuple[float, ...] = (1.0,)
     trains_on_labels: bool = True
 
     @classmethod
@@ -66,21 +57,19 @@ class Judge:
                     raise
         if meaning is None and not splits:
             meaning = without_labels(outputs.shape[1:], task.labels)
-        variance = 1.0
+        of_labels: tuple[float, ...] = (1.0,)
         if meaning is not None and meaning.kind == "numbers" and task.train.labels is not None:
-            variance = max(float(np.var(task.train.labels.astype(np.float64))), 1e-12)
+            of_labels = deviations(task.train.labels.reshape(len(task.train.labels), *meaning.shape))
         return cls(
-            meaning, task.metric, task.loss, against=against, scale=scale, variance=variance,
-            trains_on_labels=task.train.labels is not None,
+            meaning, task.metric, task.loss, against=against, scale=scale, of_labels=of_labels,
+            of_outputs=deviations(outputs), trains_on_labels=task.train.labels is not None,
         )  # fmt: skip
 
     @property
     def measured(self) -> Measured:
         """The metric with its name."""
         if self.metric is not None:
-            own = self.metric.function if isinstance(self.metric, OnTensors) else self.metric
-            name = getattr(own, "__name__", type(own).__name__)
-            return Measured("the task's metric" if name == "<lambda>" else name, self.metric)
+            return Measured(metric_name(self.metric), self.metric)
         assert self.meaning is not None
         return measure_of(self.meaning)
 
@@ -123,21 +112,23 @@ class Judge:
     def targets(self, split: Split) -> NDArray[Any]:
         """Labels as `training_loss` takes them."""
         if self.loss is not None and not self.encoded_loss:
-            return split.labels
-        assert self.meaning is not None
-        return self.meaning.targets(split)
+            labels = split.labels
+        else:
+            assert self.meaning is not None
+            labels = self.meaning.targets(split)
+        return labels if self.meaning is None else shaped(labels, self.loss_shape, self.meaning.shape)
 
     @property
     def training_loss(self) -> Loss:
         """(outputs, targets) → scalar tensor."""
         if self.loss is not None:
             return self.loss
-        return DefaultLoss(self.meaning or Meaning("numbers", ()), self.variance)
+        return DefaultLoss(self.meaning or Meaning("numbers", ()), self.of_labels)
 
     @property
-    def distillation(self) -> Loss | None:
-        """(outputs, the float network's) → scalar tensor; None where it goes by the shape of the outputs alone."""
-        return None if self.meaning is None else Distillation(self.meaning)
+    def distillation(self) -> Loss:
+        """(outputs, the float network's) → scalar tensor."""
+        return Distillation(self.meaning, self.of_outputs)
 
     def guessed(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
         """The score of who does not look at the inputs. labels: as `encode` gives them."""
@@ -172,8 +163,8 @@ class Judge:
         if not self.trains_on_labels or (self.loss is None and self.meaning is None):
             return "the float network's outputs alone"
         if self.loss is not None:
-            name = getattr(self.loss, "__name__", type(self.loss).__name__)
-            return "the task's own" if name == "<lambda>" else name
+            name = metric_name(self.loss)
+            return "the task's own" if name == "the task's metric" else name
         assert self.meaning is not None
         return DefaultLoss(self.meaning).name
 
@@ -198,21 +189,6 @@ def recorded_scale(facts: Mapping[str, Any] | None) -> float | None:
     return None if scale is None else float(scale)
 
 
-def number(value: Any) -> float:
-    """A metric's result as a float. TypeError where it is no single number."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if np.size(value) != 1 or isinstance(value, str | dict | list | tuple):
-        raise TypeError(f"it must return one number, got {type(value).__name__}")
-    return float(np.asarray(value).reshape(()))
-
-
-def shuffled(outputs: NDArray[Any], times: int = _SHUFFLES) -> list[NDArray[Any]]:
-    """Outputs (n, …), each time in another order: what knows how outputs are spread, and nothing of the inputs."""
-    rng = np.random.default_rng(0)
-    return [outputs[rng.permutation(len(outputs))] for _ in range(times)]
-
-
 def spelled(meaning: Meaning) -> str:
     """What labels are taken for, in words."""
     if meaning.kind == "numbers":
@@ -220,7 +196,9 @@ def spelled(meaning: Meaning) -> str:
         return f"numbers to be met, {count} an example"
     each = f" at each of {'×'.join(map(str, meaning.positions))} positions" if meaning.positions else ""
     if meaning.kind == "classes":
-        how = {"indices": "integers", "one-hot": "one-hot", "shares": "as shares"}[meaning.spelling]
+        how = {"indices": "integers", "one-hot": "one-hot", "shares": "as shares", "signs": "−1 and 1"}[
+            meaning.spelling
+        ]
         return f"{meaning.classes} classes ({how}){each}"
     threshold = "each output above 0.5" if meaning.probabilities else "the sign of each output"
     if len(meaning.positions) == 1:

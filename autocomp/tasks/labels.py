@@ -43,8 +43,9 @@ class Meaning:
     """What labels, and the outputs beside them, are taken for.
 
     shape: of one output, (…). axis: of classes, counted in that shape; None without classes. spelling: how labels come
-    ("indices", "one-hot", "shares", "signs", "yes or no", "numbers"). probabilities: the network ends in a softmax or
-    sigmoid, so that its outputs are no logits.
+    ("indices", "one-hot", "shares", "signs", "yes or no", "numbers"): "signs" are −1 and 1, of two classes or of yes
+    and no; "shares" add up to 1, or are chances of yes. probabilities: the network ends in a softmax or sigmoid, so
+    that its outputs are no logits.
     """
 
     kind: Kind
@@ -84,13 +85,16 @@ class Meaning:
         if self.kind == "numbers":
             return labels.astype(np.float32 if labels.itemsize <= 4 else np.float64).reshape(len(labels), *self.shape)
         if self.kind == "binary":
-            positive = labels > 0
-            return positive.astype(np.int64).reshape(len(labels), *self.shape)
+            answers = (labels > (0.5 if self.spelling == "shares" else 0)).astype(np.int64)
+            if self.spelling == "yes or no":
+                answers[np.isin(labels, (IGNORED, VOID))] = IGNORED
+            return answers.reshape(len(labels), *self.shape)
         if self.spelling in ("one-hot", "shares"):
             assert self.axis is not None
             full = labels.reshape(len(labels), *self.shape)
             return full.argmax(axis=self.axis + 1).reshape(len(labels), *self.positions)
-        found = labels.astype(np.int64).reshape(len(labels), *self.positions)
+        found = (labels > 0 if self.spelling == "signs" else labels).astype(np.int64)
+        found = found.reshape(len(labels), *self.positions)
         if self.positions:
             if self.classes <= VOID:
                 found = np.where(found == VOID, IGNORED, found)
@@ -174,7 +178,8 @@ def meaning_of(outputs: NDArray[Any], splits: Sequence[Split], said: str | None 
                 f"shape {outputs.shape} labels of shape {split.labels.shape} are class indices, which are whole "
                 "numbers; numbers to be met must have the shape of the outputs"
             )
-    return Meaning("classes", shape, axes[0], "indices", _are_shares(outputs, axes[0] + 1))
+    two = shape[axes[0]] == 2 and _few_values([split.labels for split in splits]) == {-1, 1}
+    return Meaning("classes", shape, axes[0], "signs" if two else "indices", _are_shares(outputs, axes[0] + 1))
 
 
 def _elementwise(outputs: NDArray[Any], splits: Sequence[Split], said: str | None) -> Meaning:
@@ -191,24 +196,49 @@ def _elementwise(outputs: NDArray[Any], splits: Sequence[Split], said: str | Non
             if all(np.allclose(labels.sum(axis=axis + 1, dtype=np.float64), 1, atol=1e-3) for labels in every):
                 spelling = "one-hot" if zero_one else "shares"
                 return Meaning("classes", shape, axis, spelling, _are_shares(outputs, axis + 1))
+    if several and said in (None, "classes") and values == {-1, 1}:
+        for axis in several:
+            if all(((labels > 0).sum(axis=axis + 1) == 1).all() for labels in every):
+                return Meaning("classes", shape, axis, "one-hot", _are_shares(outputs, axis + 1))
     if said == "classes" and several:
         raise UserError(_no_fit(splits[0], outputs.shape, said))
     between = bool((outputs >= 0).all() and (outputs <= 1).all())
-    if zero_one:
+    # Maps and tokens, and labels of several, have positions that are not judged; an example of one label is left out.
+    unjudged = {IGNORED, VOID} if len(shape) > 1 else {IGNORED} if several else set()
+    if zero_one or (values is not None and said is None and {0, 1} <= values <= {0, 1} | unjudged):
         return Meaning("binary", shape, None, "yes or no", between)
     if values == {-1, 1}:
         return Meaning("binary", shape, None, "signs", between)
+    if _are_chances(every, said):
+        return Meaning("binary", shape, None, "shares", between)
     if values is not None and said is None and _looks_coded(values):
-        low, *_, high = sorted(values)
+        *_, high = sorted(values)
+        mark = next(iter(values - {0, 1}))
         raise UserError(
             f"{splits[0].name}: the labels take the values {', '.join(f'{v:g}' for v in sorted(values))} only, for "
             f"outputs of shape {outputs.shape}: give 0 and 1 where they mean no and yes"
-            + (f" (labels == {high:g})" if len(values) == 2 else f", and leave out what is not judged ({low:g})")
+            + (
+                f" (labels == {high:g})"
+                if len(values) == 2
+                else f", and {IGNORED} instead of {mark:g} where an output is not judged"
+                if unjudged
+                else f", and leave out what is not judged ({mark:g})"
+            )
             + ', or say Task(labels="numbers") where they are numbers to be met'
         )
     if said in ("binary", "classes"):
         raise UserError(_no_fit(splits[0], outputs.shape, said))
     return Meaning("numbers", shape)
+
+
+def _are_chances(every: Sequence[NDArray[Any]], said: str | None) -> bool:
+    """Whether labels are chances of yes: said to be, or yes and no, smoothed (Szegedy et al. 2016, §7)."""
+    if not all(bool(((labels >= 0) & (labels <= 1)).all()) for labels in every):
+        return False
+    if said is not None:
+        return said == "binary"
+    values = np.unique(np.concatenate([np.unique(np.asarray(labels, np.float32))[:3] for labels in every]))
+    return values.size == 2 and values[0] > 0 and bool(np.isclose(values.sum(), 1, atol=1e-3))
 
 
 def _looks_coded(values: set[float]) -> bool:

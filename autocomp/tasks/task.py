@@ -80,7 +80,10 @@ class Task:
         splits = {"train": train, "validation": validation, "test": test}
         if len(train.inputs) < 2 or len(validation.inputs) < 2:
             counts = ", ".join(f"{len(data)} for {name}" for name, data in splits.items())
-            raise UserError(f"Task needs at least 2 examples a split for training and validation, got {counts}")
+            raise UserError(
+                f"Task needs at least 2 examples a split for training and validation, got {counts}: give more, or each "
+                "split by itself"
+            )
         shapes = {name: data.inputs.shape[1:] for name, data in splits.items()}
         if len(set(shapes.values())) > 1:
             named = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -109,6 +112,16 @@ class Task:
                 )
             if isinstance(function, type):
                 raise UserError(f"Task.{name} is the class {function.__name__}: give an instance of it")
+        if not isinstance(self.name, str) or not self.name:
+            raise UserError(f"Task.name: expected a name, got {self.name!r}")
+        if not isinstance(self.space, SpaceOptions):
+            raise UserError(
+                f"Task.space: expected autocomp.space.SpaceOptions, got {self.space!r}; spaces that have a name "
+                "or a file go by --space"
+            )
+        if self.maximize is not None and not isinstance(self.maximize, bool | np.bool_):
+            raise UserError(f"Task.maximize: expected True, False or None, got {self.maximize!r}")
+        self.maximize = None if self.maximize is None else bool(self.maximize)
         if self.maximize is not None and self.metric is None:
             raise UserError("Task.maximize says which way Task.metric is better: give the metric too")
         if self.output is not None and (not isinstance(self.output, str | int) or isinstance(self.output, bool)):

@@ -147,6 +147,29 @@ def test_the_page_spells_a_budget_as_everything_else_does(run, bounds, expected)
         assert expected == str(Budget(**bounds))
 
 
+@pytest.mark.parametrize(
+    ("judge", "expected"),
+    [
+        (None, "accuracy"),
+        ({"metric": "mean IoU", "against": "labels", "scale": None}, "mean IoU"),
+        ({"metric": "rmse", "against": "labels", "scale": 2.5}, "1 / (1 + rmse / 2.5)"),
+        (
+            {"metric": "relative fit", "against": "answers", "scale": None},
+            "agreement with the float network (relative fit)",
+        ),
+    ],
+)
+def test_pictures_and_page_name_what_files_are_judged_by(run, judge, expected):
+    data = read_run(run)
+    data = replace(data, settings={k: v for k, v in data.settings.items() if k != "judge"} | {"judge": judge})
+    page, picture = render(data), front_svg(data)
+    assert f"Validation and test: {expected}." in Page(page).text
+    assert f"validation, {expected}" in page
+    assert f"<title>{data.settings['network']} on {data.settings['hw']}: {expected} over bytes" in picture
+    assert "on validation, %" in picture
+    assert "validation accuracy" not in page + picture
+
+
 def test_the_still_picture_is_xml_with_every_point_twice(run):
     data = read_run(run)
     picture = front_svg(data)

@@ -1,5 +1,9 @@
 """Data in the forms that users have it in, and what is said of data that cannot be taken."""
 
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,6 +50,20 @@ def fits(shape) -> bool:
     return shape == (1, 4, 4)
 
 
+class Named(NamedTuple):
+    """The label stands first, and its name says so."""
+
+    label: int
+    image: np.ndarray
+    path: str
+
+
+@dataclass
+class Record:
+    x: np.ndarray
+    y: int
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -69,13 +87,16 @@ def fits(shape) -> bool:
         (X, pd.Series(Y, dtype="Int64")),
         (X, Y.astype(object)),
         (X, Y.astype(str)),
+        (X, [Decimal(int(y)) for y in Y]),
         [[x, y] for x, y in zip(X, Y, strict=True)],
+        [Named(y, x, "photo.png") for x, y in zip(X, Y, strict=True)],
+        [Record(x, y) for x, y in zip(X, Y, strict=True)],
     ],
     ids=[
         "DataLoader", "DataLoader of items", "DataLoader of dicts", "DataLoader of a stream", "Subset", "stream",
         "dicts", "dicts with more", "dict of columns", "batches", "equal batches", "batches as dicts", "lists",
         "list of labels", "gradients", "channels last", "Series", "Series of nullable integers", "objects", "strings",
-        "lists of two",
+        "decimals", "lists of two", "named tuples", "data classes",
     ],
 )  # fmt: skip
 def test_data_in_every_form(source):
@@ -155,6 +176,20 @@ def test_memory_mapped_and_sparse_inputs(tmp_path):
         np.testing.assert_array_equal(Data.of(source, "Task.train").inputs, rows)
 
 
+def test_a_table_with_named_columns():
+    table = np.array([(1, 0.5), (2, 0.25)], dtype=[("age", "i2"), ("share", "f8")])
+    data = Data.of((table, np.arange(2)), "Task.train")
+    np.testing.assert_array_equal(data.inputs, [[1, 0.5], [2, 0.25]])
+    assert data.inputs.dtype == np.float32
+
+
+@pytest.mark.parametrize(("no", "yes"), [("no", "yes"), ("False", "True"), ("No ", "YES")])
+def test_no_and_yes_in_words(no, yes):
+    data = Data.of((X, [yes if y else no for y in Y % 2]), "Task.train")
+    np.testing.assert_array_equal(data.labels, Y % 2 == 1)
+    assert Data.of((X, [yes] * N), "Task.test").labels.all()  # a split in which the other does not occur
+
+
 def test_frames():
     frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [4, 5, 6], "label": [0, 1, 0]})
     data = Data.of((frame[["a", "b"]], frame["label"]), "Task.train")
@@ -216,6 +251,13 @@ def broken_stream():
         ((X, np.where(np.arange(N) == 3, np.nan, Y)), "the label of item 3 is nan"),
         ((X, np.full((N, 2), np.inf)), r"the label of item 0 is inf at \[0\]"),
         ((X, Y[:5]), "12 inputs but 5 labels"),
+        ((X, Y[None]), r"12 inputs but 1 labels: labels of shape \(1, 12\) look transposed"),
+        ([(X[0], 1), None, (X[2], 1)], "item 1 is None: expected"),
+        (broken_stream, "got broken_stream itself: call it"),
+        (TensorDataset, "got TensorDataset itself: call it"),
+        (np, "expected arrays .* got module"),
+        (torch.nested.nested_tensor([TX[0], TX[1]], layout=torch.jagged), "may be of unequal size; pad them"),
+        ((X.astype(float) * 1e300 + 1e300, Y), "NaN or infinity, first in item 0"),
         ((X, np.array(3)), "12 inputs but 1 labels"),
         (np.where(np.arange(N) == 4, np.nan, X.T).T, "NaN or infinity, first in item 4"),
         (X.astype(complex), "holds complex numbers"),

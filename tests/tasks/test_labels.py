@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from autocomp.errors import UserError
 from autocomp.tasks.labels import Meaning, Split, meaning_of, without_labels
-from autocomp.tasks.metrics import DefaultLoss, Distillation, f1, guess, mean_iou, measure_of, relative_fit
+from autocomp.tasks.metrics import DefaultLoss, Distillation, deviations, f1, guess, mean_iou, measure_of, relative_fit
 
 N, K = 40, 4
 RNG = np.random.default_rng(0)
@@ -40,6 +40,12 @@ def meant(shape: tuple[int, ...], labels, said: str | None = None) -> Meaning:
         ((K,), ONE_HOT, "classes", 0, "top-1 accuracy"),
         ((K,), ONE_HOT.astype(bool), "classes", 0, "top-1 accuracy"),
         ((K,), 0.9 * ONE_HOT + 0.1 / K, "classes", 0, "top-1 accuracy"),
+        ((K,), 2 * ONE_HOT - 1, "classes", 0, "top-1 accuracy"),
+        ((2,), 2 * YES - 1, "classes", 0, "top-1 accuracy"),
+        ((1,), 0.9 * YES + 0.05, "binary", None, "accuracy"),
+        ((K,), 0.8 * SEVERAL + 0.1, "binary", None, "F1"),
+        ((K,), np.where(CLASSES[:, None] == 0, -100, SEVERAL), "binary", None, "F1"),
+        ((1, 5, 6), np.where(PIXELS == 3, 255, PIXELS % 2), "binary", None, "mean IoU"),
         ((K,), SEVERAL, "binary", None, "F1"),
         ((K,), SEVERAL.astype(np.float32), "binary", None, "F1"),
         ((1,), YES, "binary", None, "accuracy"),
@@ -79,16 +85,16 @@ def test_outputs_that_answer_the_labels_are_perfect_and_what_trains_moves_toward
     split = Split("Task.train", np.asarray(labels))
     meaning = meant(shape, labels)
     encoded, targets = meaning.encode(split), torch.from_numpy(meaning.targets(split))
-    variance = float(np.var(split.labels)) if meaning.kind == "numbers" else 1.0
-    x = torch.from_numpy(outputs(*shape) * variance**0.5).requires_grad_()
-    loss = DefaultLoss(meaning, variance)
+    scale = deviations(split.labels) if meaning.kind == "numbers" else (1.0,)
+    x = torch.from_numpy(outputs(*shape) * max(scale)).requires_grad_()
+    loss = DefaultLoss(meaning, scale)
     measure = measure_of(meaning).measure
 
     def score() -> float:
         return measure(meaning.decode(x.detach().numpy()), encoded)
 
     before = score()
-    optimizer = torch.optim.Adam([x], 0.2 * variance**0.5)
+    optimizer = torch.optim.Adam([x], 0.2 * max(scale))
     for _ in range(150):
         optimizer.zero_grad()
         loss(x, targets).backward()
@@ -123,7 +129,8 @@ def test_a_label_that_is_no_class_is_named_with_its_item(shape, labels, expected
         ((K, 5, 6), PIXELS[:, :4], "do not fit"),
         ((1,), YES + 1, r"take the values 1, 2 only, .* give 0 and 1 .*labels == 2.*Task\(labels=\"numbers\"\)"),
         ((1, 5, 6), 255 * (PIXELS % 2), "take the values 0, 255 only"),
-        ((1, 5, 6), np.where(PIXELS == 3, 255, PIXELS % 2), "take the values 0, 1, 255 only"),
+        ((K,), SEVERAL - (CLASSES[:, None] == 0), "0, 1 only, .*-100 instead of -1 where an output is not judged"),
+        ((1,), np.where(CLASSES == 3, -100, YES), "0, 1 only, .*leave out what is not judged .-100."),
         ((7, 7), RNG.integers(0, 7, (N, 7)), "second or the last axis: give the task's metric and loss"),
     ],
 )
@@ -153,6 +160,37 @@ def test_a_column_in_one_split_and_none_in_another_are_alike():
     splits = [Split("Task.train", CLASSES), Split("Task.test", CLASSES[:, None])]
     meaning = meaning_of(outputs(K), splits)
     assert (meaning.encode(splits[0]) == meaning.encode(splits[1])).all()
+
+
+def test_signs_and_chances_are_the_classes_that_they_stand_for():
+    for shape, labels, spelled in (
+        ((2,), YES, 2 * YES - 1), ((K,), CLASSES, 2 * ONE_HOT - 1), ((1,), YES[:, None], 0.9 * YES + 0.05),
+    ):  # fmt: skip
+        split = Split("Task.train", np.asarray(spelled))
+        assert np.array_equal(meant(shape, spelled).encode(split), labels)
+    chances = RNG.uniform(size=N)
+    said = meant((1,), chances, "binary")
+    assert np.array_equal(said.encode(Split("", chances)), (chances > 0.5)[:, None])
+    assert np.allclose(said.targets(Split("", chances))[:, 0], chances)  # the loss sees how sure
+    assert meant((1,), chances).kind == "numbers"
+
+
+@pytest.mark.parametrize(("shape", "mark"), [((K,), -100), ((1, 5, 6), 255), ((1, 5, 6), -100)])
+def test_yes_or_no_that_is_not_judged_does_not_count(shape, mark):
+    """Answers there change neither the metric nor the loss, whatever they are."""
+    labels = RNG.integers(0, 2, (N, *shape))
+    hidden = RNG.random((N, *shape)) < 0.3
+    marked = np.where(hidden, mark, labels)
+    meaning = meant(shape, marked)
+    encoded, measure = meaning.encode(Split("", marked)), measure_of(meaning).measure
+    right, wrong = np.where(hidden, 1 - labels, labels), np.where(hidden, labels, 1 - labels)
+    assert measure(right, encoded) == 1
+    assert measure(wrong, encoded) == 0
+    loss, targets = DefaultLoss(meaning), torch.from_numpy(meaning.targets(Split("", marked)))
+    x = torch.from_numpy(outputs(*shape))
+    other = torch.where(torch.from_numpy(hidden), 7.0, x)
+    torch.testing.assert_close(loss(x, targets), loss(other, targets))
+    assert float(loss(x, torch.full_like(targets, -100))) == 0
 
 
 def test_positions_that_are_not_judged_do_not_count():
@@ -191,8 +229,43 @@ def test_metrics_against_scikit_learn():
 def test_relative_fit_worked_by_hand():
     targets = np.array([[180_000.0], [220_000.0]])
     assert relative_fit(targets, targets) == 1
-    assert relative_fit(np.full((2, 1), 200_000.0), targets) == 0.5  # the mean of the targets
+    assert relative_fit(np.full((2, 1), 200_000.0), targets) == pytest.approx(0.5)  # the mean of the targets
     assert relative_fit(targets + 40_000, targets) == pytest.approx(0.2)  # an error of twice the deviation
+
+
+def test_each_column_of_numbers_counts_by_its_own_deviation():
+    """A price and a share beside each other: an error in the share is not lost in the size of the price."""
+    targets = np.stack([RNG.normal(180_000, 40_000, N), RNG.normal(0, 1e-3, N)], 1)
+    noise = RNG.normal(size=(N, 2)) * targets.std(axis=0)
+    assert relative_fit(targets + [[1, 0]] * noise, targets) == pytest.approx(
+        relative_fit(targets + [[0, 1]] * noise, targets), abs=0.15
+    )
+    assert relative_fit(np.broadcast_to(targets.mean(axis=0), targets.shape), targets) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-12, 1.0, 1e12, 1e30])
+@pytest.mark.parametrize("shape", [(), (1,), (K,), (1, 5, 6)])
+def test_numbers_are_judged_and_trained_alike_in_any_unit(unit, shape):
+    targets, noise = RNG.normal(3, 1, (N, *shape)), RNG.normal(0, 0.3, (N, *shape))
+    assert relative_fit((targets + noise) * unit, targets * unit) == pytest.approx(
+        relative_fit(targets + noise, targets)
+    )
+    loss = DefaultLoss(Meaning("numbers", shape), deviations(targets * unit))
+    x = torch.from_numpy(((targets + noise) * unit).astype(np.float32))
+    found = float(loss(x, torch.from_numpy((targets * unit).astype(np.float32))))
+    assert 1 / (1 + found) == pytest.approx(relative_fit(targets + noise, targets), rel=1e-3)
+
+
+def test_numbers_that_never_change_are_judged_by_their_size():
+    assert deviations(np.full((N, 1), 7.0)) == (7,)
+    assert deviations(np.zeros((N, 2))) == (1, 1)
+    assert relative_fit(np.full((N, 1), 14.0), np.full((N, 1), 7.0)) == pytest.approx(0.5)
+
+
+def test_a_batch_of_one_number_can_be_distilled():
+    """Its deviation is 0, that of all examples is not."""
+    distil = Distillation(Meaning("numbers", (1,)), (2.0,))
+    assert float(distil(torch.tensor([[3.0]]), torch.tensor([[1.0]]))) == 1
 
 
 def test_without_labels_classes_agree_by_the_largest_and_one_output_by_its_number():

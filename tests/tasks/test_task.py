@@ -128,6 +128,17 @@ def wrong_type():
 
 def raises():
     return 1 / 0
+
+def leaves():
+    raise SystemExit("no data at hand")
+
+def wants(path, seed=0):
+    return task()
+
+def may_want(seed=0):
+    return task()
+
+ready = task()
 """
 
 
@@ -149,15 +160,19 @@ def test_a_task_file_and_its_neighbours(folder):
     task = load("mine.py:task", folder)
     assert task.name == "mine"
     assert task.network.in_features == 4
+    assert load("mine.py:may_want", folder).name == load("mine.py:ready", folder).name == "mine"
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("mine.py:tusk", "has no function 'tusk'; it has task, wrong_type, raises"),
+        ("mine.py:tusk", "has no function 'tusk'; it has task, wrong_type, raises, .*, ready"),
         ("mine.py:wrong_type", r"wrong_type\(\) must return an autocomp.Task, got int"),
         ("mine.py:raises", "raised ZeroDivisionError at mine.py:14: division by zero"),
-        ("broken.py:task", "raised SyntaxError"),
+        ("mine.py:leaves", "raised SystemExit at mine.py:17: no data at hand"),
+        ("mine.py:wants", "wants takes path: expected a function without arguments"),
+        ("mine.py:WIDTH", "WIDTH is of type int: expected a function that returns an autocomp.Task"),
+        ("broken.py:task", "raised SyntaxError at broken.py:1: invalid syntax"),
         ("needs.py:task", "raised ModuleNotFoundError at needs.py:1: No module named 'no_such_package'"),
         ("missing.py:task", "there is no file .*missing.py"),
         ("mine.py", "the function is missing"),

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from small_tasks import CLASSES, CLASSIFIER, NUMBERS, REGRESSION, X, Y, accuracy, check, fit, refuse, rmse, score
 from torch import nn
 from torch.nn import functional
 
@@ -17,63 +18,9 @@ from autocomp.display import QuietDisplay
 from autocomp.errors import UserError
 from autocomp.policy import LayerPolicy, Policy
 from autocomp.tasks import TaskRequest, load_task
-from autocomp.tasks.check import Checked, check_task, judge_of
+from autocomp.tasks.check import judge_of
 from autocomp.tasks.judge import recorded_scale
-from autocomp.tasks.labels import Split
 from autocomp.trial import TrialRunner
-
-CLASSES = 4
-
-
-def blobs(n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, 8) around four centres, and which."""
-    generator = torch.Generator().manual_seed(1)
-    centres, y = torch.randn(CLASSES, 8, generator=generator), torch.arange(n) % CLASSES
-    return centres[y] + 0.3 * torch.randn(n, 8, generator=generator), y
-
-
-X, Y = blobs()
-
-
-def fit(loss, targets: torch.Tensor, outs: int) -> nn.Module:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, outs))
-    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
-    for _ in range(200):
-        optimizer.zero_grad()
-        loss(network(X), targets).backward()
-        optimizer.step()
-    return network.eval()
-
-
-CLASSIFIER = fit(functional.cross_entropy, Y, CLASSES)
-NUMBERS = X[:, :3] ** 2
-REGRESSION = fit(functional.mse_loss, NUMBERS, 3)
-
-
-def check(network: nn.Module = CLASSIFIER, labels=Y, inputs=X, **settings) -> Checked:
-    task = Task(network, train=inputs if labels is None else (inputs, labels), **settings)
-    return check_task(task, network)
-
-
-def accuracy(outputs, labels) -> float:
-    return float((outputs.argmax(axis=1) == labels).mean())
-
-
-def rmse(outputs, targets) -> float:
-    return float(np.sqrt(np.square(outputs - targets).mean()))
-
-
-def refuse(expected: str, **settings) -> str:
-    with pytest.raises(UserError, match=expected) as caught:
-        check(**settings)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def score(checked: Checked, network: nn.Module, task_labels=True) -> float:
-    """Of a network on the validation split, which is the first argument's own."""
-    return checked.judge.score(outputs_of(network, X.numpy()), checked.judge.encode(Split("all", Y.numpy())))
 
 
 @pytest.mark.parametrize(
@@ -143,6 +90,9 @@ def test_a_metric_gets_what_it_can_use(metric):
         (lambda o, t: -rmse(o, np.eye(4)[t]), r"give an error instead, with Task\(maximize=False\)"),
         (lambda o, t: float("nan"), "gives nan for the float network"),
         (lambda o, t: {"accuracy": 1}, "it must return one number, got dict"),
+        (lambda o, t: None, "it must return one number, got NoneType"),
+        (lambda o, t: np.complex64(accuracy(o, t)), "it must return one real number"),
+        (lambda o, t: exit(3), "given numpy arrays, SystemExit: 3"),
         (lambda o, t: (o.argmax(1) == t), "it must return one number"),
         (lambda o, t: o.no_such_thing(t), r"fails on outputs \(\d+, 4\) float32 .* given numpy arrays, Attr"),
         (lambda o, t: 1 - accuracy(o, t), r"0 for the float network and 0\.\d+ for its .*maximize=False"),
@@ -199,6 +149,7 @@ def test_a_loss_is_not_trained_on_a_broadcast():
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
+        (lambda o, t: exit(3), "fails on outputs .*: SystemExit: 3"),
         (nn.BCEWithLogitsLoss(), r"fails on outputs \(64, 4\) float32 and labels \(64,\) int64: ValueError"),
         (nn.CrossEntropyLoss(reduction="none"), r"it must return one number, got shape \(64,\): take the mean"),
         (lambda o, t: 0.5, "it must return a tensor, got float"),
@@ -228,6 +179,9 @@ def test_a_loss_that_cannot_be_trained_with_is_refused(loss, expected):
         ({"loss": "mse"}, "Task.loss must be a function"),
         ({"loss": nn.MSELoss}, "Task.loss is the class MSELoss: give an instance"),
         ({"maximize": False}, "give the metric too"),
+        ({"metric": accuracy, "maximize": "no"}, "Task.maximize: expected True, False or None, got 'no'"),
+        ({"name": 3}, "Task.name: expected a name, got 3"),
+        ({"space": "default"}, "Task.space: expected autocomp.space.SpaceOptions, got 'default'"),
         ({"labels": "class"}, "Task.labels: expected one of 'classes', 'binary', 'numbers', got 'class'"),
     ],
 )
