@@ -31,6 +31,7 @@ from autocomp.compress.parameters import (
 )
 from autocomp.compress.plain_form import PlainForm, first_line
 from autocomp.compress.products import spell_products
+from autocomp.compress.spelling import spell_plainly
 from autocomp.errors import UserError
 
 __all__ = [
@@ -123,6 +124,7 @@ def _settle_types(graph: fx.GraphModule) -> None:
 
 def _normalize(graph: fx.GraphModule) -> None:
     """Bring the graph into the one form that layers are read from."""
+    spell_plainly(graph)
     drop_no_ops(graph)
     merge_alike(graph)
     spell_products(graph)  # before transposed weights become constants of their own: they may be shared
