@@ -46,6 +46,8 @@ def spell_plainly(graph: fx.GraphModule) -> None:
                 _spell_adaptive_max(graph, node)
             elif node.target in _DYNAMIC and isinstance(argument(node, 6, "groups", 1), fx.Node):
                 _spell_dynamic(graph, node)
+            elif node.target is aten.scaled_dot_product_attention.default:
+                _spell_attention(graph, node)
 
 
 def _call(graph: fx.GraphModule, target: Callable[..., object], *args: object) -> fx.Node:
@@ -96,6 +98,20 @@ def _spell_adaptive_max(graph: fx.GraphModule, node: fx.Node) -> None:
     for user in list(node.users):
         _replace(user, x)
     graph.graph.erase_node(node)
+
+
+def _spell_attention(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Attention without an axis of heads as attention of one head: the exporter wants four axes."""
+    if any(source.meta["val"].ndim != 3 for source in node.args[:3]):  # type: ignore[union-attr]
+        return
+    operands = [_call(graph, aten.unsqueeze.default, source, 1) for source in node.args[:3]]
+    mask, rest = argument(node, 3, "attn_mask", None), node.args[4:]
+    if isinstance(mask, fx.Node) and mask.meta["val"].ndim == 3:
+        mask = _call(graph, aten.unsqueeze.default, mask, 1)
+    attention = graph.graph.call_function(node.target, (*operands, mask, *rest))  # type: ignore[arg-type]
+    attention.kwargs = {name: value for name, value in node.kwargs.items() if name != "attn_mask"}
+    attention.meta["val"] = node.meta["val"].unsqueeze(1)
+    _replace(node, _call(graph, aten.squeeze.dim, attention, 1))
 
 
 def _spell_dynamic(graph: fx.GraphModule, node: fx.Node) -> None:

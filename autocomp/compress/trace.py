@@ -92,6 +92,9 @@ def _without_collector() -> Iterator[None]:
 def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
     """Trace `network` into the files of `place`."""
     captured = capture(network, example)
+    (output,) = [node for node in captured.graph.nodes if node.op == "output"]
+    if all(source.op == "placeholder" for source in output.all_input_nodes):
+        raise UserError("the network returns its input as it is: there is nothing to compress")
     with told_apart(captured) as (true, marks):
         onnx_program = _export_onnx(captured, example)
         template = onnx_program.model_proto
