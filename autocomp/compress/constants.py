@@ -17,6 +17,7 @@ from autocomp.compress.parameters import (
     move,
     set_buffer,
     set_parameter,
+    stored_tensor,
 )
 
 #: A constant larger than both this and what it is made from stays an expression: it would be stored in full.
@@ -35,7 +36,7 @@ def fold_constants(graph: fx.GraphModule) -> None:
     made_from: dict[fx.Node, set[str]] = {}
     for node in list(graph.graph.nodes):
         if node.op == "get_attr":
-            value = _stored(graph, str(node.target))
+            value = stored_tensor(graph, str(node.target))
             if value is not None:
                 values[node], made_from[node] = value, {str(node.target)}
         elif node.op == "call_function" and all(source in values for source in node.all_input_nodes):
@@ -54,13 +55,6 @@ def fold_constants(graph: fx.GraphModule) -> None:
         and isinstance(values[node], torch.Tensor)
     ]  # fmt: skip
     _store(graph, {node: (values[node], made_from[node]) for node in results})  # type: ignore[misc]
-
-
-def _stored(graph: fx.GraphModule, path: str) -> torch.Tensor | None:
-    try:
-        return get_parameter(graph, path)
-    except (AttributeError, AssertionError):
-        return None  # a submodule of a higher-order operator
 
 
 def _evaluate(node: fx.Node, values: dict[fx.Node, object]) -> object:

@@ -1,11 +1,14 @@
 """A torch network as one flat, functional, batch-norm-free graph: what every later step works on."""
 
 import inspect
+import traceback
 import warnings
+from pathlib import Path
 
 import torch
 from torch import fx, nn
 
+import autocomp
 from autocomp.compress.constants import fold_constants
 from autocomp.compress.copying import copied
 from autocomp.compress.full_precision import OTHER_FLOATS
@@ -27,10 +30,12 @@ from autocomp.compress.parameters import (
     get_parameter,
     pair,
     set_parameter,
+    stored_tensor,
     weight_path,
 )
 from autocomp.compress.plain_form import PlainForm, first_line
 from autocomp.compress.products import spell_products
+from autocomp.compress.spelling import spell_plainly
 from autocomp.errors import UserError
 
 __all__ = [
@@ -65,10 +70,11 @@ def capture(network: PlainForm, example: torch.Tensor) -> fx.GraphModule:
         raise
     except Exception as error:
         raise UserError(
-            f"torch.export cannot trace the network ({type(error).__name__}: {first_line(error)}); "
-            "avoid control flow that depends on data, and a fixed batch size"
+            f"torch.export cannot trace the network{_place(error)} ({type(error).__name__}: {first_line(error)}); "
+            "avoid control flow that depends on data, a fixed batch size, and numpy, .data or gradients in forward"
         ) from error
     _refuse_bags(graph)
+    _refuse_unwritten(graph)
     _drop_writes(graph)
     _settle_types(graph)
     _normalize(graph)
@@ -113,6 +119,38 @@ def _export(network: PlainForm, example: torch.Tensor) -> fx.GraphModule:
     return plain
 
 
+def _place(error: BaseException) -> str:
+    """Where in the user's code an error arose."""
+    others = tuple(str(Path(str(package.__file__)).parent) for package in (torch, autocomp))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
+    if not any(frame.name == "forward" for frame in frames):
+        return ""
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
+
+
+def _refuse_unwritten(graph: fx.GraphModule) -> None:
+    """UserError for what no file can hold, though torch can export it."""
+    for node in graph.graph.nodes:
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        module = f" in {stack[-1][0]}" if stack and stack[-1][0] else ""
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise UserError(
+                f"the network calls {node.target.name()}{module}, which takes functions and cannot be written: write "
+                "that part with plain operators"
+            )
+        if node.target is aten.lstm.input and _is_projected(node):
+            raise UserError(
+                f"the network has an LSTM with proj_size{module}, which ONNX does not know: take proj_size=0 and a "
+                "linear layer behind it"
+            )
+
+
+def _is_projected(lstm: fx.Node) -> bool:
+    """Whether an LSTM projects its state: it then has one matrix more for each layer and direction."""
+    _, _, parameters, has_biases, layers, _, _, both, *_ = lstm.args
+    return len(parameters) != (4 if has_biases else 2) * layers * (2 if both else 1)  # type: ignore[arg-type, operator]
+
+
 def _drop_writes(graph: fx.GraphModule) -> None:
     """Leave out what the network writes into its input or its own buffers at the end of a call: no result reads it."""
     for node in reversed(list(graph.graph.nodes)):
@@ -124,8 +162,8 @@ def _settle_types(graph: fx.GraphModule) -> None:
     """Make float32 what the exporter kept in another float type: constants that came as arrays of float64."""
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            value = get_parameter(graph, str(node.target))
-            if value.dtype in OTHER_FLOATS:
+            value = stored_tensor(graph, str(node.target))
+            if value is not None and value.dtype in OTHER_FLOATS:
                 value.data = value.data.float()
         elif node.kwargs.get("dtype") in OTHER_FLOATS:
             node.kwargs = {**node.kwargs, "dtype": torch.float32}
@@ -133,6 +171,7 @@ def _settle_types(graph: fx.GraphModule) -> None:
 
 def _normalize(graph: fx.GraphModule) -> None:
     """Bring the graph into the one form that layers are read from."""
+    spell_plainly(graph)
     drop_no_ops(graph)
     merge_alike(graph)
     spell_products(graph)  # before transposed weights become constants of their own: they may be shared

@@ -97,16 +97,26 @@ def spell_operators(graph: fx.GraphModule) -> None:
 def _spell_divisor(graph: fx.GraphModule, node: fx.Node) -> None:
     """An average with a divisor of its own is one over the whole window, times what the two differ by.
 
-    The exporter drops the divisor. Where ceil_mode cuts windows at the edge, no average divides them by their whole
-    size: that is left as it is, and refused where torch and the file are held together.
+    The exporter drops the divisor. Where ceil_mode cuts windows at the edge, zeros make them whole.
     """
-    if argument(node, 4, "ceil_mode", False):
-        return
     x, window = node.args[:2]
     stride, padding = argument(node, 2, "stride", []), argument(node, 3, "padding", 0)
+    ceil_mode = argument(node, 4, "ceil_mode", False)
     divisor = float(argument(node, 6, "divisor_override", None))  # type: ignore[arg-type]
     height, width = pair(window)
     with graph.graph.inserting_before(node):
+        if ceil_mode:
+            assert isinstance(x, fx.Node)
+            missing = [
+                (result - 1) * step + size - before - zeros
+                for result, step, size, before, zeros in zip(
+                    node.meta["val"].shape[-2:], pair(stride or window), (height, width), x.meta["val"].shape[-2:],
+                    pair(padding), strict=True)
+            ]  # fmt: skip
+            if not all(type(zeros) is int for zeros in missing):
+                return
+            (top, left), (bottom, right) = pair(padding), (max(zeros, 0) for zeros in missing)
+            x, padding = graph.graph.call_function(aten.constant_pad_nd.default, (x, [left, right, top, bottom])), 0
         average = graph.graph.call_function(aten.avg_pool2d.default, (x, window, stride, padding, False, True))
     average.meta = dict(node.meta)
     _replace(graph, node, aten.mul.Tensor, (average, height * width / divisor))

@@ -20,6 +20,14 @@ def get_parameter(graph: nn.Module, path: str) -> torch.Tensor:
     return value
 
 
+def stored_tensor(graph: nn.Module, path: str) -> torch.Tensor | None:
+    """What is stored at `path`; None for a submodule, which operators that take functions read."""
+    try:
+        return get_parameter(graph, path)
+    except (AttributeError, AssertionError):
+        return None
+
+
 def set_parameter(graph: nn.Module, path: str, value: torch.Tensor) -> None:
     """Store a parameter at `path`; modules on the way that are missing are made."""
     owner, leaf = _owner(graph, path)

@@ -6,6 +6,7 @@ kept, and traced with the rest; what cannot be either is refused in a line. The 
 """
 
 import functools
+import keyword
 import re
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ from autocomp.errors import UserError
 
 #: Share of the largest output that float32 arithmetic in another order may explain.
 ROUNDING = 1e-4
+
+
+#: What the names of a graph's own attributes are read from.
+_EMPTY_GRAPH = fx.GraphModule(nn.Module(), fx.Graph())
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,11 @@ def _refuse_kinds(module: nn.Module) -> None:
             "a forward hook is registered for all modules (register_module_forward_hook): remove it before the search"
         )
     for name, part in module.named_modules(remove_duplicate=True):
+        for child in (*part._modules, *part._parameters, *part._buffers):
+            # torch.export writes the network as Python code, whose module has attributes of its own.
+            if keyword.iskeyword(child) or (not name and hasattr(_EMPTY_GRAPH, child)):
+                what = f"{name}.{child}" if name else child
+                raise UserError(f"{what} cannot be traced under this name, which is Python's or torch.fx's: rename it")
         reason = _refusal(part)
         if reason is not None:
             raise UserError(f"{_called(name)} {reason}")

@@ -130,6 +130,15 @@ def _matmul(node: fx.Node) -> Terms | None:
     return None
 
 
+def _inner(node: fx.Node) -> Terms | None:
+    """Sums over the last axis of both."""
+    x, matrix = node.args[:2]
+    if not isinstance(x, fx.Node) or not isinstance(matrix, fx.Node) or _rank(x) < 2 or _rank(matrix) != 2:
+        return None
+    xs, new = _LETTERS[: _rank(x)], _LETTERS[_rank(x)]
+    return x, xs, matrix, new + xs[-1], xs[:-1] + new, None
+
+
 def _addmm(node: fx.Node) -> Terms | None:
     bias, x, matrix = node.args[:3]
     assert isinstance(bias, fx.Node) and isinstance(x, fx.Node) and isinstance(matrix, fx.Node)
@@ -189,5 +198,5 @@ def _bmm(node: fx.Node) -> Terms | None:
 
 _PRODUCTS: dict[object, Callable[[fx.Node], Terms | None]] = {
     aten.matmul.default: _matmul, aten.mm.default: _matmul, aten.addmm.default: _addmm, aten.bmm.default: _bmm,
-    aten.tensordot.default: _tensordot, aten.einsum.default: _einsum,
+    aten.tensordot.default: _tensordot, aten.einsum.default: _einsum, aten.inner.default: _inner,
 }  # fmt: skip

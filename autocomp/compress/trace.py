@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from autocomp.compress.graph import aten, capture, export_program
 from autocomp.compress.normalize import name_input_apart, name_results
 from autocomp.compress.plain_form import PlainForm, first_line, plain_form
 from autocomp.compress.trace_cache import TraceCache, digest_of
+from autocomp.compress.tracing.operators import op_name
 from autocomp.compress.tracing.pools import spell_pools
 from autocomp.compress.tracing.recurrent import settle_recurrent
 from autocomp.compress.tracing.reshapes import spell_sizes
@@ -32,6 +34,8 @@ __all__ = ["Traced", "load", "trace"]
 
 PROGRAM_FILE = "program.pt2"
 TEMPLATE_FILE = "float.onnx"
+#: What the exporter says of the node at which it failed: its name, its operator, and the first tensor that it reads.
+_TRANSLATING = re.compile(r"translating node %(\w+) .*?target=torch\.ops\.(\w+\.\w+)(?:.*?args = \(%(\w+))?")
 NAME_FILE, NOTES_FILE, OUTPUTS_FILE = "name", "notes.json", "outputs.json"
 
 
@@ -92,6 +96,9 @@ def _without_collector() -> Iterator[None]:
 def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
     """Trace `network` into the files of `place`."""
     captured = capture(network, example)
+    (output,) = [node for node in captured.graph.nodes if node.op == "output"]
+    if all(source.op == "placeholder" for source in output.all_input_nodes):
+        raise UserError("the network returns its input as it is: there is nothing to compress")
     with told_apart(captured) as (true, marks):
         onnx_program = _export_onnx(captured, example)
         template = onnx_program.model_proto
@@ -126,14 +133,34 @@ def _export_onnx(captured: fx.GraphModule, example: torch.Tensor) -> torch.onnx.
                 custom_translation_table=translations(),
             )  # fmt: skip
         except Exception as error:
-            cause: BaseException = error  # the exporter's own errors say how to debug it, the first one what is wrong
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise UserError(
-                f"the network cannot be written as ONNX: {type(cause).__name__}: {first_line(cause)}"
-            ) from error
+            raise UserError(_untranslated(error, captured.graph)) from error
     assert program is not None
     return program
+
+
+def _untranslated(error: Exception, graph: fx.Graph) -> str:
+    """The line for what the exporter cannot write, with the operator and the module that calls it."""
+    cause: BaseException = error  # the exporter's own errors say how to debug it, the first one what is wrong
+    where = None
+    while True:
+        where = _TRANSLATING.search(str(cause)) or where
+        if cause.__cause__ is None:
+            break
+        cause = cause.__cause__
+    said = f"{type(cause).__name__}: {first_line(cause)}"
+    if where is None:
+        return f"the network cannot be written as ONNX: {said}"
+    name, target, reads = where.groups()
+    nodes = {node.name: node for node in graph.nodes}
+    # What the exporter took apart is known by what it reads.
+    node = nodes.get(name) or next(iter(nodes[reads].users), None) if name in nodes or reads in nodes else None
+    operator = op_name(node) if node is not None else target.removeprefix("aten.")
+    stack = list(node.meta.get("nn_module_stack", {}).values()) if node is not None else []
+    module = f" in {stack[-1][0]}" if stack and stack[-1][0] else ""
+    return (
+        f"the network cannot be written as ONNX: the exporter does not take {operator}{module} ({said}); "
+        "write that part with other operators"
+    )
 
 
 def load(folder: Path) -> Traced:

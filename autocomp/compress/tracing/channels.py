@@ -93,6 +93,8 @@ class Analysis:
             return self._layer(node)
         if node.target in EMBEDDINGS:
             return self._embedding(node)
+        if not sources:
+            return self._opaque(node, sources, "does not depend on the input")
         if node.target in ELEMENTWISE or (node.target in BINARY and len(sources) == 1 and not reads_stored(node)):
             return self.axes.get(sources[0]) if sources else None
         if node.target in BINARY and len(sources) == 2 and not reads_stored(node):
