@@ -79,6 +79,9 @@ def _spell_adaptive_max(graph: fx.GraphModule, node: fx.Node) -> None:
     x, wanted = node.args[:2]
     assert isinstance(x, fx.Node)
     sizes = x.meta["val"].shape[-dims:]
+    for user in list(node.users):
+        if not user.users:
+            graph.graph.erase_node(user)
     if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
         return
     if not all(isinstance(size, int) for size in sizes):
