@@ -459,7 +459,7 @@ def a_gru_of_one_step_at_a_time() -> Made:
     return settled(Function(forward, cell=nn.GRUCell(8, 16), head=nn.Linear(16, 4))), batch(4, 8)
 
 
-@refused("projections")
+@refused("proj_size")
 def an_lstm_with_projections() -> Made:
     network = Function(lambda self, x: self.head(self.cell(x)[0][:, -1]), cell=nn.LSTM(8, 16, proj_size=4,
                        batch_first=True), head=nn.Linear(4, 4))  # fmt: skip
