@@ -95,13 +95,11 @@ def _spell_divisor(graph: fx.GraphModule, node: fx.Node) -> None:
 
     The exporter drops the divisor. Where ceil_mode cuts windows at the edge, zeros make them whole.
     """
-    x, window, stride, padding, ceil_mode, _, divisor = (
-        argument(node, i, name, default)
-        for i, (name, default) in enumerate(
-            (("input", None), ("kernel_size", None), ("stride", []), ("padding", 0), ("ceil_mode", False),
-             ("count_include_pad", True), ("divisor_override", None))
-        )
+    defaults: tuple[tuple[str, object], ...] = (
+        ("input", None), ("kernel_size", None), ("stride", []), ("padding", 0), ("ceil_mode", False),
+        ("count_include_pad", True), ("divisor_override", None),
     )  # fmt: skip
+    x, window, stride, padding, ceil_mode, _, divisor = (argument(node, i, *names) for i, names in enumerate(defaults))
     height, width = pair(window)
     with graph.graph.inserting_before(node):
         if ceil_mode:

@@ -124,14 +124,14 @@ def _refuse_kinds(module: nn.Module) -> None:
             "a forward hook is registered for all modules (register_module_forward_hook): remove it before the search"
         )
     for name, part in module.named_modules(remove_duplicate=True):
+        reason = _refusal(part)
+        if reason is not None:
+            raise UserError(f"{_called(name)} {reason}")
         for child in (*part._modules, *part._parameters, *part._buffers):
             # torch.export writes the network as Python code, whose module has attributes of its own.
             if keyword.iskeyword(child) or (not name and hasattr(_EMPTY_GRAPH, child)):
                 what = f"{name}.{child}" if name else child
                 raise UserError(f"{what} cannot be traced under this name, which is Python's or torch.fx's: rename it")
-        reason = _refusal(part)
-        if reason is not None:
-            raise UserError(f"{_called(name)} {reason}")
 
 
 def _refusal(part: nn.Module) -> str | None:

@@ -53,7 +53,7 @@ def spell_plainly(graph: fx.GraphModule) -> None:
 def _call(graph: fx.GraphModule, target: Callable[..., object], *args: object) -> fx.Node:
     """A new call at the place where `graph` inserts, with the shape of what it gives."""
     node = graph.graph.call_function(target, args)  # type: ignore[arg-type]
-    node.meta["val"] = target(*fx.map_arg(args, lambda source: source.meta["val"]))  # type: ignore[arg-type]
+    node.meta["val"] = target(*fx.map_arg(args, lambda source: source.meta["val"]))  # type: ignore[arg-type, type-var]
     return node
 
 
