@@ -11,13 +11,14 @@ from torch import fx, nn
 
 from autocomp.compress.graph import aten, capture, get_parameter
 from autocomp.compress.prune import prune
+from autocomp.compress.plain_form import PlainForm
 from autocomp.compress.trace import trace
 from autocomp.compress.tracing.layers import layer_calls
 from autocomp.policy import Policy
 
 
 def captured(kind) -> fx.GraphModule:
-    return capture(made(kind), INPUTS[kind]())
+    return capture(PlainForm(made(kind)), INPUTS[kind]())
 
 
 def layers(kind) -> list[str]:
