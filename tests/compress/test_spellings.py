@@ -10,8 +10,8 @@ from spellings import INPUTS, Network, made, stored
 from torch import fx, nn
 
 from autocomp.compress.graph import aten, capture, get_parameter
-from autocomp.compress.prune import prune
 from autocomp.compress.plain_form import PlainForm
+from autocomp.compress.prune import prune
 from autocomp.compress.trace import trace
 from autocomp.compress.tracing.layers import layer_calls
 from autocomp.policy import Policy
@@ -55,7 +55,7 @@ def test_nothing_is_computed_from_parameters_alone():
 
 def test_a_folded_weight_is_what_the_network_computes():
     network = made(spellings.parametrized)
-    graph = capture(network, networks.images())
+    graph = capture(PlainForm(network), networks.images())
     torch.testing.assert_close(get_parameter(graph, "conv.weight"), network.conv.weight)
     torch.testing.assert_close(get_parameter(graph, "head.weight"), network.head.weight)
     assert not [name for name, _ in graph.named_parameters() if "parametrizations" in name]
@@ -65,7 +65,7 @@ def test_what_draws_random_numbers_is_no_constant():
     network = Network(
         lambda net, x: net.head(x + torch.randn(1, 16) * net.scale), scale=stored(1), head=nn.Linear(16, 4)
     )
-    graph = capture(settled(network), networks.tokens())
+    graph = capture(PlainForm(settled(network)), networks.tokens())
     x = networks.tokens()
     with torch.no_grad():
         assert not torch.equal(graph(x), graph(x))
@@ -73,7 +73,7 @@ def test_what_draws_random_numbers_is_no_constant():
 
 def test_reasons_of_what_is_no_layer():
     def reasons(network: nn.Module, x: torch.Tensor) -> dict[str, str]:
-        return {left.name: left.reason for left in layer_calls(capture(settled(network), x).graph)[1]}
+        return {left.name: left.reason for left in layer_calls(capture(PlainForm(settled(network)), x).graph)[1]}
 
     assert reasons(spellings.shared(), networks.tokens()) == {"b": "its weight is shared by several calls"}
     tied = Network(
@@ -108,7 +108,7 @@ def test_each_layer_has_a_bias_of_its_own():
 
 def test_same_padding_has_the_odd_zero_at_the_end():
     network = settled(nn.Sequential(nn.Conv2d(3, 8, 4, padding="same", dilation=(1, 2)), nn.ReLU()))
-    graph = capture(network, networks.images())
+    graph = capture(PlainForm(network), networks.images())
     (conv,) = [node for node in graph.graph.nodes if node.target is aten.conv2d.default]
     assert conv.args[4] == [1, 3]
     with torch.no_grad():
