@@ -23,7 +23,7 @@ def capture(network: nn.Module, x: torch.Tensor) -> fx.GraphModule:
 
 
 def captured(kind) -> fx.GraphModule:
-    return capture(made(kind), INPUTS[kind]())
+    return capture(PlainForm(made(kind)), INPUTS[kind]())
 
 
 def layers(kind) -> list[str]:
@@ -60,7 +60,7 @@ def test_nothing_is_computed_from_parameters_alone():
 
 def test_a_folded_weight_is_what_the_network_computes():
     network = made(spellings.parametrized)
-    graph = capture(network, networks.images())
+    graph = capture(PlainForm(network), networks.images())
     torch.testing.assert_close(get_parameter(graph, "conv.weight"), network.conv.weight)
     torch.testing.assert_close(get_parameter(graph, "head.weight"), network.head.weight)
     assert not [name for name, _ in graph.named_parameters() if "parametrizations" in name]
@@ -70,7 +70,7 @@ def test_what_draws_random_numbers_is_no_constant():
     network = Network(
         lambda net, x: net.head(x + torch.randn(1, 16) * net.scale), scale=stored(1), head=nn.Linear(16, 4)
     )
-    graph = capture(settled(network), networks.tokens())
+    graph = capture(PlainForm(settled(network)), networks.tokens())
     x = networks.tokens()
     with torch.no_grad():
         assert not torch.equal(graph(x), graph(x))
@@ -78,7 +78,7 @@ def test_what_draws_random_numbers_is_no_constant():
 
 def test_reasons_of_what_is_no_layer():
     def reasons(network: nn.Module, x: torch.Tensor) -> dict[str, str]:
-        return {left.name: left.reason for left in layer_calls(capture(settled(network), x).graph)[1]}
+        return {left.name: left.reason for left in layer_calls(capture(PlainForm(settled(network)), x).graph)[1]}
 
     assert reasons(spellings.shared(), networks.tokens()) == {"b": "its weight is shared by several calls"}
     tied = Network(
@@ -113,7 +113,7 @@ def test_each_layer_has_a_bias_of_its_own():
 
 def test_same_padding_has_the_odd_zero_at_the_end():
     network = settled(nn.Sequential(nn.Conv2d(3, 8, 4, padding="same", dilation=(1, 2)), nn.ReLU()))
-    graph = capture(network, networks.images())
+    graph = capture(PlainForm(network), networks.images())
     (conv,) = [node for node in graph.graph.nodes if node.target is aten.conv2d.default]
     assert conv.args[4] == [1, 3]
     with torch.no_grad():
