@@ -9,17 +9,12 @@ from networks import settled
 from spellings import INPUTS, Network, made, stored
 from torch import fx, nn
 
-from autocomp.compress import graph as graphs
-from autocomp.compress.graph import aten, get_parameter
-from autocomp.compress.plain_form import plain_form
+from autocomp.compress.graph import aten, capture, get_parameter
+from autocomp.compress.plain_form import PlainForm
 from autocomp.compress.prune import prune
 from autocomp.compress.trace import trace
 from autocomp.compress.tracing.layers import layer_calls
 from autocomp.policy import Policy
-
-
-def capture(network: nn.Module, x: torch.Tensor) -> fx.GraphModule:
-    return graphs.capture(plain_form(network, x), x)
 
 
 def captured(kind) -> fx.GraphModule:
