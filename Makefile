@@ -14,8 +14,9 @@ RUN ?= runs/latest
 search: $(READY)
 	$(BIN)/autocomp search --hw mobile_arm --budget 4MB
 
+# A file's tests stay in one process, so that what they share is made once.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -105,7 +105,7 @@ def test_with_a_gpu_a_table_is_filled_shown_used_and_checked(
         return json.loads(capsys.readouterr().out)
 
     with gpu_at_hand():
-        filled = answer("profile", "gpu_h100", "--task", TASK, "--minutes", "0.1", "--out", "copy", "--name", "mine")
+        filled = answer("profile", "gpu_h100", "--task", TASK, "--minutes", "1", "--out", "copy", "--name", "mine")
         shown = answer("hw", "show", "gpu_h100")
         estimated = answer("estimate", "--hw", "gpu_h100", "--task", TASK)
         checked = answer("hw", "check", "gpu_h100", "--networks", "2")
