@@ -1,21 +1,9 @@
 """What every test shares."""
 
-from functools import cache
-from typing import Any
-
 import pytest
+from exporter import make_registry_once
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _exporters_registry_is_made_once() -> None:
-    """torch.onnx reads the source of five hundred functions for each export, a third of tracing a small network."""
-    try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-    except ImportError:  # a release that has it elsewhere: tests take longer
-        return
-    make = cache(ONNXRegistry.from_torchlib)
-
-    def from_torchlib(cls: type, **options: Any) -> Any:
-        return make(**options)
-
-    ONNXRegistry.from_torchlib = classmethod(from_torchlib)
+    make_registry_once()

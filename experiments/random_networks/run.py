@@ -24,15 +24,22 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from autocomp.errors import UserError
 
 
-def hold(seed: int) -> tuple[int, str, list[str], tuple[str, ...]]:
-    """(seed, "agree", "differ", "refused" or "fault", what was found, the blocks of the network)."""
+def prepare() -> None:
+    """Once for each process."""
     import torch
-    from held_together import differences
-    from random_networks import draw
+    from exporter import make_registry_once
 
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
+    make_registry_once()
+
+
+def hold(seed: int) -> tuple[int, str, list[str], tuple[str, ...]]:
+    """(seed, "agree", "differ", "refused" or "fault", what was found, the blocks of the network)."""
+    from held_together import differences
+    from random_networks import draw
+
     drawn = draw(seed)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -56,7 +63,7 @@ def main() -> None:
     seeds = range(options.first, options.first + options.count)
     # A process that has traced a few hundred networks holds a gigabyte: each is replaced in time.
     with concurrent.futures.ProcessPoolExecutor(
-        options.processes, multiprocessing.get_context("spawn"), max_tasks_per_child=100
+        options.processes, multiprocessing.get_context("spawn"), prepare, max_tasks_per_child=100
     ) as pool:
         for seed, kind, found, drawn in pool.map(hold, seeds):
             kinds[kind] += 1
