@@ -25,7 +25,7 @@ from autocomp.compress.trace import Traced, trace
 from autocomp.export.kernels import file_kernels
 from autocomp.export.size import FileSizes
 from autocomp.export.writer import OnnxWriter
-from autocomp.hardware.cost import CostModel
+from autocomp.hardware.cost import CostModel, network_kernels
 from autocomp.policy import INT8, Policy
 from autocomp.space import SearchSpace, SpaceOptions
 
@@ -177,11 +177,7 @@ def test_integer_kernels_compute_what_the_file_unfused_does(kind, tmp_path):
             assert np.abs(fused - other).mean() <= 0.05 * step
         assert np.abs(fused - wanted).max() <= 10 * step
     executed = Counter((k.op, k.precision) for k, _ in file_kernels(tmp_path / "model.onnx") if k.op in WORK)
-    planned = Counter(
-        (kernel.op, precision)
-        for kernel, precision in zip(source.spec.kernels, network.execution.precisions, strict=True)
-        if kernel.op in WORK and not kernel.free and not kernel.name.startswith(("transpose", "permute"))
-    )
+    planned = Counter((k.op, k.precision) for k, _ in network_kernels(source.spec, policy) if k.op in WORK)
     assert executed == planned
 
 
