@@ -1,6 +1,7 @@
 """A traced network: its description, and the two forms of it that compression works on."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -9,12 +10,14 @@ from torch import fx
 from autocomp.compress.integer_kernels import reason_for_float
 from autocomp.compress.parameters import EMBEDDINGS, aten, get_parameter
 from autocomp.compress.tracing.channels import Analysis
-from autocomp.compress.tracing.coupling import Axis
+from autocomp.compress.tracing.coupling import Axis, Coupling
 from autocomp.compress.tracing.kernels import fused_kernels
 from autocomp.compress.tracing.operators import elements_of, groups_of, shape_of
 from autocomp.compress.tracing.recurrent import steps_of
 from autocomp.errors import UserError
-from autocomp.network import LAYER_OPS, ChannelGroup, Channels, LayerSpec, LeftAlone, NetworkSpec
+from autocomp.network import LAYER_OPS, ChannelGroup, Channels, KernelNode, LayerSpec, LeftAlone, NetworkSpec
+
+ToChannels = Callable[[Axis | None, int], Channels]
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,37 @@ def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
     values = {name for node in model.node for name in node.output}
     analysis = Analysis(graph, values, {stored.name for stored in model.initializer})
     analysis.run()
-    coupling = analysis.coupling
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     if len(placeholders) != 1:
         raise UserError(f"expected a network with one input tensor, got {len(placeholders)}")
 
-    # A group is worth a name only where a layer produces it and something can be decided about it.
+    groups, channels = _groups(analysis.coupling)
+    left_alone = [*analysis.left_alone, *(LeftAlone(g.name, "prune", g.reason) for g in groups if g.reason)]
+    kernels, starts, tensors = fused_kernels(graph, values, analysis, channels)
+    left_alone += _left_float(graph, model, kernels, starts)
+    spec = NetworkSpec(
+        name, shape_of(placeholders[0])[1:], _layers(graph, analysis, channels), groups, tuple(kernels),
+        tuple(dict.fromkeys(left_alone)),
+    )  # fmt: skip
+    calls = [*analysis.layers.values(), *analysis.weight_only]
+    resized = {
+        node.name: (axis.dim, counted)
+        for node, axis in analysis.reshapes.items()
+        if (counted := channels(axis, 0)).groups
+    }
+    return Traced(
+        spec, graph, template, tuple(starts), tuple(tensors), {call.name: call.node.name for call in calls},
+        {call.name: call.weight for call in calls}, placeholders[0].name,
+        {call.name: call.bias for call in calls if call.bias is not None}, resized,
+    )  # fmt: skip
+
+
+def _groups(coupling: Coupling) -> tuple[tuple[ChannelGroup, ...], ToChannels]:
+    """The groups that a layer produces, and what says of an axis which of them lie along it.
+
+    Only such a group is worth a name: something can be decided about it. The second value takes an axis, and how many
+    elements there are where it is None.
+    """
     group_of_class: dict[int, str] = {}
     groups: list[ChannelGroup] = []
     for c in range(len(coupling.parent)):
@@ -68,7 +96,12 @@ def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
             tuple((group_of_class.get(r) if not coupling.reason[r] else None, size) for r, size in roots), axis.repeat
         )
 
-    layers, left_alone = [], list(analysis.left_alone)
+    return tuple(groups), channels
+
+
+def _layers(graph: fx.GraphModule, analysis: Analysis, channels: ToChannels) -> tuple[LayerSpec, ...]:
+    """The layers in execution order, those whose weights alone are compressed last."""
+    layers = []
     for node, call in analysis.layers.items():
         weight = get_parameter(graph, call.weight)
         shape, out = tuple(weight.shape), shape_of(node)
@@ -88,12 +121,17 @@ def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
         positions = steps_of(call.node) if call.kind == "recurrent" else 0
         rows, columns = (Channels(((None, size),)) for size in shape)
         layers.append(LayerSpec(call.name, call.kind, shape, columns, rows, positions, bias=False))
-    left_alone += [LeftAlone(g.name, "prune", g.reason) for g in groups if g.reason]
-    kernels, starts, tensors = fused_kernels(graph, values, analysis, channels)
+    return tuple(layers)
+
+
+def _left_float(
+    graph: fx.GraphModule, model: onnx.GraphProto, kernels: Sequence[KernelNode], starts: Sequence[str]
+) -> list[LeftAlone]:
+    """The kernels without weights that run in float, each with its reason."""
     makers = {name: node for node in model.node for name in node.output}
     stored = {initializer.name: initializer for initializer in model.initializer}
     by_name = {node.name: node for node in graph.graph.nodes}
-    left_alone += [
+    return [
         LeftAlone(k.name, "quantize", reason_for_float(by_name[start], makers, stored))
         for k, start in zip(kernels, starts, strict=True)
         if k.layer is None
@@ -103,22 +141,3 @@ def analyse(graph: fx.GraphModule, template: bytes, name: str) -> Traced:
         and by_name[start].target not in EMBEDDINGS
         and by_name[start].meta["val"].is_floating_point()  # ids and masks
     ]
-    spec = NetworkSpec(
-        name,
-        shape_of(placeholders[0])[1:],
-        tuple(layers),
-        tuple(groups),
-        tuple(kernels),
-        tuple(dict.fromkeys(left_alone)),
-    )
-    calls = [*analysis.layers.values(), *analysis.weight_only]
-    resized = {
-        node.name: (axis.dim, counted)
-        for node, axis in analysis.reshapes.items()
-        if (counted := channels(axis, 0)).groups
-    }
-    return Traced(
-        spec, graph, template, tuple(starts), tuple(tensors), {call.name: call.node.name for call in calls},
-        {call.name: call.weight for call in calls}, placeholders[0].name,
-        {call.name: call.bias for call in calls if call.bias is not None}, resized,
-    )  # fmt: skip
