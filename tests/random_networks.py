@@ -243,7 +243,7 @@ def resize(rng: Rng, x: Tensor) -> nn.Module:
 def pad(rng: Rng, x: Tensor) -> nn.Module:
     sizes = [int(v) for v in rng.integers(0, 2, 4)]
     mode, value = pick(rng, "constant", "constant", "reflect"), pick(rng, 0.0, 0.0, 0.5)
-    if mode == "reflect":
+    if mode == "reflect" and min(x.shape[2:]) > 1:
         return Apply("pad reflect", lambda x: functional.pad(x, sizes, "reflect"))
     return Apply(f"pad {value}", lambda x: functional.pad(x, sizes, value=value))
 
@@ -319,7 +319,11 @@ def draw(seed: int, depth: int = 8, n: int = 16) -> Drawn:
         _lively(module, seed + len(modules))
         module.eval()
         with torch.no_grad():
-            after = module(x)
+            try:
+                after = module(x)
+                module(x[:1])
+            except ValueError:  # torch itself refuses norms of one value
+                return
         if after.numel() > 40_000 or 0 in after.shape or not after.isfinite().all():
             return
         modules.append(module)
