@@ -16,7 +16,7 @@ search: $(READY)
 
 # A file's tests stay in one process, so that what they share is made once.
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
