@@ -22,6 +22,7 @@ from autocomp.compress.normalize import name_input_apart, name_results
 from autocomp.compress.plain_form import PlainForm, first_line, plain_form
 from autocomp.compress.trace_cache import TraceCache, digest_of
 from autocomp.compress.tracing.operators import op_name
+from autocomp.compress.tracing.pads import part_pads
 from autocomp.compress.tracing.pools import spell_pools
 from autocomp.compress.tracing.recurrent import settle_recurrent
 from autocomp.compress.tracing.reshapes import spell_sizes
@@ -117,6 +118,7 @@ def _write(network: PlainForm, example: torch.Tensor, place: Path) -> None:
     name_parts(template, graph.graph)
     name_outputs(template, graph.graph, network.outputs)
     spell_pools(template.graph, graph.graph)
+    part_pads(template.graph, graph.graph)
     onnx.save(template, place / TEMPLATE_FILE)
 
 

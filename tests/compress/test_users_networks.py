@@ -476,6 +476,17 @@ def no_tensor_returned() -> Made:
     return settled(Function(lambda self, x: {"mean": 1.0, "x": None}, a=nn.Linear(8, 4))), batch(8)
 
 
+@passes
+def padding_that_two_convolutions_read() -> Made:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        padded = functional.pad(functional.hardswish(self.stem(x)), (1, 0, 2, 1))
+        return self.head((self.a(padded) + self.b(functional.pad(padded, (1, 1, 1, 1), "replicate"))).mean((2, 3)))
+
+    network = Function(forward, stem=nn.Conv2d(3, 8, 3), a=nn.Conv2d(8, 8, 3, padding=1), b=nn.Conv2d(8, 8, 3),
+                       head=nn.Linear(8, 4))  # fmt: skip
+    return settled(network), batch(3, 12, 12)
+
+
 @pytest.mark.parametrize("name", PASSES)
 def test_all_forms_of_a_network_agree(name, tmp_path):
     network, inputs = PASSES[name]()
