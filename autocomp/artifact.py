@@ -18,8 +18,7 @@ class Target:
 
     accelerator: what its files are compiled for; None where the runtime takes them as they are. budget: what a
     candidate may take there; a reference has no bound. unsigned_weights: its processor saturates products of uint8 and
-    int8, so that an ONNX file must hand over uint8 weights. stock: it is this machine's CPU, where a session with
-    default options has to compute the file exactly.
+    int8, so that an ONNX file must hand over uint8 weights.
     """
 
     device: str
@@ -27,13 +26,12 @@ class Target:
     accelerator: Accelerator | None = None
     budget: Budget = field(default_factory=Budget)
     unsigned_weights: bool = False
-    stock: bool = False
 
     @classmethod
     def of(cls, profile: HardwareProfile, budget: Budget | None = None) -> "Target":
         return cls(
             profile.name, "tflite" if profile.integer_only else "onnx", profile.accelerator, budget or Budget(),
-            profile.unsigned_weights, profile.is_local_cpu,
+            profile.unsigned_weights,
         )  # fmt: skip
 
     @property

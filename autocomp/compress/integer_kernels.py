@@ -17,7 +17,7 @@ import onnxruntime
 from onnx import NodeProto, TensorProto, helper
 from torch import fx
 
-from autocomp.compress.parameters import argument, aten
+from autocomp.compress.parameters import argument, aten, per_axis
 
 _AVERAGES = {aten.avg_pool1d.default, aten.avg_pool2d.default}
 _PADS = {aten.constant_pad_nd.default, aten.pad.default}
@@ -61,9 +61,9 @@ def _average(node: fx.Node) -> Form:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     sizes = list(source.meta["val"].shape)[2:]
-    window = _per_axis(node.args[1], len(sizes))
-    stride = _per_axis(argument(node, 2, "stride", None) or window, len(sizes))
-    padding = _per_axis(argument(node, 3, "padding", 0), len(sizes))
+    window = per_axis(node.args[1], len(sizes))
+    stride = per_axis(argument(node, 2, "stride", None) or window, len(sizes))
+    padding = per_axis(argument(node, 3, "padding", 0), len(sizes))
     axes = zip(sizes, window, stride, padding, strict=True)
     cut = any((size + 2 * edge - span) % step for size, span, step, edge in axes)
     counted = any(padding) and bool(argument(node, 5, "count_include_pad", True))
@@ -71,11 +71,6 @@ def _average(node: fx.Node) -> Form:
         reason = "the runtime's integer average divides padded windows that are cut at the edge by too much"
         return Form(False, reason=f"{reason}: it runs in float")
     return Form(True)
-
-
-def _per_axis(value: object, axes: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)  # type: ignore[call-overload]
-    return values * axes if len(values) == 1 else values
 
 
 def _pad(node: fx.Node) -> Form:

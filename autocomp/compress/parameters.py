@@ -109,6 +109,12 @@ def argument(node: fx.Node, index: int, name: str, default: object) -> object:
     return node.kwargs.get(name, default)
 
 
+def per_axis(value: object, axes: int) -> list[int]:
+    """One number for each spatial axis of a window argument, which may be given once for all."""
+    values = [value] if isinstance(value, int) else list(value)  # type: ignore[call-overload]
+    return values * axes if len(values) == 1 else values
+
+
 def pair(value: object, default: int = 1) -> tuple[int, int]:
     """(height, width) of a window argument; a 1-D window has height 1."""
     if value is None or value == []:

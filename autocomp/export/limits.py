@@ -15,11 +15,9 @@ _ENTRY = ("x86_without_vnni", "=".join(EXACT_OPTION))
 
 def may_saturate(layer: LayerWeights) -> bool:
     """Whether products of the layer's integers with uint8 may pass 2^15, two at a time, as int8 weights."""
-    return layer.integer and layer.levels is not None and reaches_beyond(layer.levels)
-
-
-def reaches_beyond(levels: np.ndarray) -> bool:
-    return bool(np.abs(levels.astype(np.int16)).max(initial=0) > LARGEST_SAFE_LEVEL)
+    if not layer.integer or layer.levels is None:
+        return False
+    return bool(np.abs(layer.levels.astype(np.int16)).max(initial=0) > LARGEST_SAFE_LEVEL)
 
 
 def limit_entry() -> StringStringEntryProto:

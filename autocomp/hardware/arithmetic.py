@@ -5,7 +5,6 @@ saturates: 2 · 255 · 127 becomes 32,767. ONNX Runtime uses it by default. Two 
 reach that bound; larger ones do, and a file then computes something else than on Arm, on an NPU, or with VNNI.
 """
 
-import sys
 from functools import cache
 
 #: Session option, and its value, with which ONNX Runtime multiplies exactly on such a processor: it recodes int8
@@ -13,7 +12,7 @@ from functools import cache
 EXACT_OPTION = ("session.x64quantprecision", "1")
 #: Largest magnitude of int8 weights whose products with uint8 never saturate: 2 · 255 · 64 < 2^15.
 LARGEST_SAFE_LEVEL = 64
-#: Where exact weights cost: 1.05 times as long as saturating ones on MobileNetV2 at 32×32 (AMD Zen 3, one thread).
+#: What is said beside the latencies of such a machine.
 SATURATION_NOTE = (
     "uint8 weights, since this processor's products of uint8 and int8 saturate (x86 without VNNI): "
     "a stock session computes these files exactly"
@@ -60,4 +59,4 @@ def loading_code(file: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(print("saturates" if saturates() else "exact"))
+    print("saturates" if saturates() else "exact")

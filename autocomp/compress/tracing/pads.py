@@ -3,7 +3,7 @@
 from onnx import GraphProto, helper
 from torch import fx
 
-from autocomp.compress.parameters import CONVOLUTIONS, argument
+from autocomp.compress.parameters import CONVOLUTIONS, argument, per_axis
 
 
 def part_pads(template: GraphProto, graph: fx.Graph) -> None:
@@ -21,10 +21,7 @@ def part_pads(template: GraphProto, graph: fx.Graph) -> None:
         padded = made.get(source.name)
         if padded is None or padded.op_type != "Pad" or convolution.input[0] == source.name:
             continue
-        axes = len(node.meta["val"].shape) - 2
-        padding = argument(node, 4, "padding", 0)
-        sizes = [padding] * axes if isinstance(padding, int) else list(padding)  # type: ignore[call-overload]
-        sizes = sizes * axes if len(sizes) == 1 else sizes
+        sizes = per_axis(argument(node, 4, "padding", 0), len(node.meta["val"].shape) - 2)
         kept = [attribute for attribute in convolution.attribute if attribute.name not in ("pads", "auto_pad")]
         del convolution.attribute[:]
         convolution.attribute.extend([*kept, helper.make_attribute("pads", [*sizes, *sizes])])
